@@ -38,3 +38,91 @@ class ModelConfig:
     points: int = 2000  # points per shape
     channels: int = 16  # channels of the first convolution; doubled at each of the four halvings that follow
     hidden: int = 1024  # width of the fully connected layers
+
+
+@dataclass
+class DataConfig:
+    """Which shards are streamed, and what is made of a sample."""
+
+    path: str = "shards/demo"  # folder or URL that holds index.json; data=DIR is short for data.path=DIR
+    categories: list[str] = field(default_factory=list)  # only these categories; empty: all
+    split: str = "train"  # split that training reads
+    background: float = 1.0  # grey level 0 … 1 behind the object: 1 is white
+    binarize: bool = True  # silhouette = alpha ≥ 0.6, as the released record generator; else the alpha itself
+    supervision_views: int = 4  # silhouettes per object and step that judge the points
+    view_order: str = "random"  # random | fixed: fixed takes view 0 as input and the first views as judges
+    on_bad_sample: str = "fail"  # fail | skip: skipped samples are counted and reported
+    max_skip_fraction: float = 0.01  # of the samples seen; more skipped samples than that fail the run
+
+
+@dataclass
+class LoaderConfig:
+    """How samples are read and decoded."""
+
+    workers: int = 0  # loader processes per training worker; 0 reads in the training process
+    prefetch: int = 4  # batches that each loader process holds ready
+    cache_megabytes: int = 512  # MiB per process for decoded samples, so that later epochs decode nothing
+
+
+@dataclass
+class OptimizerConfig:
+    """Adam and its learning rate."""
+
+    learning_rate: float = 3e-4  # after the warm-up
+    warmup_steps: int = 20  # steps over which the learning rate rises linearly from 0
+    schedule: str = "cosine"  # constant | cosine: cosine falls to final_fraction at the last step
+    final_fraction: float = 0.05  # of the learning rate, at the last step of the cosine schedule
+    weight_decay: float = 0.0  # decoupled, as in AdamW
+    gradient_clip: float = 1.0  # largest norm of the gradient over all parameters; 0: no clipping
+
+
+@dataclass
+class CheckpointConfig:
+    """When the state is saved, and how much of it is kept."""
+
+    every: int = 200  # steps between checkpoints; the last step is always saved
+    keep: int = 2  # checkpoints that stay on disk
+
+
+@dataclass
+class EvaluationConfig:
+    """What happens when training ends."""
+
+    split: str = "test"  # split to evaluate after training; empty: none
+    predictions: bool = True  # write a PLY per object and input view
+    references: bool = True  # evaluate the untrained network and the mean shape beside the trained one
+
+
+@dataclass
+class ClusterConfig:
+    """Where Ray runs, and what each worker takes."""
+
+    address: str = "local"  # local starts Ray here | auto joins the running cluster | HOST:PORT; RAY_ADDRESS wins
+    cpus_per_worker: float = 1.0  # CPUs that Ray reserves per worker; PyTorch uses as many threads (at least 1)
+    gpus_per_worker: float = -1.0  # GPUs per worker; -1: 1 where the cluster has GPUs, else 0
+    max_failures: int = 3  # worker group restarts before the run fails
+    timeout: int = 300  # seconds that a collective operation may wait for a lost worker
+    verbose: bool = False  # show the log lines of Ray and of all workers
+
+
+@dataclass
+class TrainConfig:
+    """Everything that `python -m drwr_dist.train` reads."""
+
+    name: str = "run"  # name of the run: a folder below storage; starting it again resumes it
+    storage: str = "runs"  # folder that holds the runs; shared by all nodes when there are several
+    seed: int = 0  # of the initial weights, the order of the samples and the views
+    steps: int = 1000  # optimizer steps
+    global_batch: int = 8  # objects per step, over all workers
+    workers: Any = 1  # DDP workers: a number, or [min,max] for elastic training
+    precision: str = "auto"  # auto | float32 | bfloat16 | float64: auto is bfloat16 autocast on GPUs, else float32
+    log_every: int = 10  # steps between lines in metrics.jsonl and TensorBoard
+    overwrite: bool = False  # remove an existing run of this name and start afresh
+    data: DataConfig = field(default_factory=DataConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)

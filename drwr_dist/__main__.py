@@ -1,0 +1,12 @@
+"""`python -m drwr_dist`: the list of verbs."""
+
+VERBS = {
+    "shards": "import, inspect, verify or stream datasets",
+    "train": "train a network on the shards, then evaluate it",
+    "evaluate": "measure a trained run on a split",
+    "predict": "turn images into point clouds with a trained run",
+}
+
+print("usage: python -m drwr_dist.VERB [config=FILE] key=value …   (each verb has --help)\n")
+for verb, summary in VERBS.items():
+    print(f"  python -m drwr_dist.{verb.ljust(8)}  {summary}")

@@ -1,0 +1,1 @@
+"""Datasets: sample schema, index, plan, stream, writer."""

@@ -1,0 +1,109 @@
+"""Checks of a training configuration that need no data: impossible values and combinations.
+
+Every message names the key, what arrived and what to do. Types and unknown keys are checked before, by
+`drwr_dist.cli`; what needs the dataset's index is checked by `drwr_dist.train`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from drwr_dist.config import TrainConfig
+from drwr_dist.errors import UsageError
+
+CHOICES = {
+    "loss.semantics": ("default", "released"),
+    "loss.method": ("auto", "plain", "fourier"),
+    "model.architecture": ("released",),
+    "data.view_order": ("random", "fixed"),
+    "data.on_bad_sample": ("fail", "skip"),
+    "optimizer.schedule": ("constant", "cosine"),
+    "precision": ("auto", "float32", "bfloat16", "float64"),
+}
+
+# key -> (test, what the value must be)
+RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "steps": (lambda v: v >= 1, "at least 1"),
+    "global_batch": (lambda v: v >= 1, "at least 1"),
+    "log_every": (lambda v: v >= 1, "at least 1"),
+    "seed": (lambda v: 0 <= v < 2**32, "between 0 and 2³² - 1"),
+    "data.background": (lambda v: 0 <= v <= 1, "between 0 (black) and 1 (white)"),
+    "data.supervision_views": (lambda v: v >= 1, "at least 1"),
+    "data.max_skip_fraction": (lambda v: 0 <= v <= 1, "between 0 and 1"),
+    "loader.workers": (lambda v: v >= 0, "0 or more"),
+    "loader.prefetch": (lambda v: v >= 1, "at least 1"),
+    "loader.cache_megabytes": (lambda v: v >= 0, "0 (no cache) or more"),
+    "model.points": (lambda v: v >= 1, "at least 1"),
+    "model.channels": (lambda v: v >= 1, "at least 1"),
+    "model.hidden": (lambda v: v >= 1, "at least 1"),
+    "loss.grid": (lambda v: v >= 2, "at least 2"),
+    "loss.unary_weight": (lambda v: v >= 0, "0 or more"),
+    "loss.repulsion_weight": (lambda v: v >= 0, "0 or more"),
+    "loss.repulsion_weight_end": (lambda v: v is None or v > 0, "above 0, or null for a constant weight"),
+    "loss.theta": (lambda v: v > 0, "above 0"),
+    "loss.ring": (lambda v: v >= 1, "at least 1"),
+    "optimizer.learning_rate": (lambda v: v > 0, "above 0"),
+    "optimizer.warmup_steps": (lambda v: v >= 0, "0 or more"),
+    "optimizer.final_fraction": (lambda v: 0 <= v <= 1, "between 0 and 1"),
+    "optimizer.weight_decay": (lambda v: v >= 0, "0 or more"),
+    "optimizer.gradient_clip": (lambda v: v >= 0, "0 (no clipping) or more"),
+    "checkpoint.every": (lambda v: v >= 1, "at least 1"),
+    "checkpoint.keep": (lambda v: v >= 1, "at least 1"),
+    "cluster.cpus_per_worker": (lambda v: v > 0, "above 0"),
+    "cluster.gpus_per_worker": (lambda v: v == -1 or v >= 0, "-1 (automatic), 0 or more"),
+    "cluster.max_failures": (lambda v: v >= 0, "0 or more"),
+    "cluster.timeout": (lambda v: v >= 1, "at least 1 second"),
+}
+
+
+def workers_range(workers: int | list[int]) -> tuple[int, int]:
+    """Return (fewest, most) workers of the key `workers`: a number n is (n, n).
+
+    Raises:
+        UsageError: `workers` is neither a whole number ≥ 1 nor [min, max] with 1 ≤ min ≤ max.
+    """
+    pair = [workers, workers] if isinstance(workers, int) else workers
+    numbers = isinstance(pair, (list, tuple)) and all(type(n) is int for n in pair)
+    if not numbers or len(pair) != 2 or not 1 <= pair[0] <= pair[1]:
+        raise UsageError(f"workers={workers}: give a whole number of at least 1, or [min,max] for elastic training")
+    return pair[0], pair[1]
+
+
+def validate(config: TrainConfig) -> None:
+    """Raise UsageError for the first value or combination in `config` that can't work."""
+    for key, choices in CHOICES.items():
+        value = _value(config, key)
+        if value not in choices:
+            raise UsageError(f"{key}={value}: choose one of {', '.join(choices)}")
+    for key, (passes, requirement) in RANGES.items():
+        value = _value(config, key)
+        if not passes(value):
+            raise UsageError(f"{key}={value}: must be {requirement}")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.name):
+        raise UsageError(f"name={config.name!r}: use letters, digits, dots, dashes and underscores (it names a folder)")
+    if "://" in config.storage:
+        raise UsageError(f"storage={config.storage}: only folders are supported (a shared one for several nodes)")
+    _, most = workers_range(config.workers)
+    if most > config.global_batch:
+        raise UsageError(
+            f"workers={config.workers} is more than global_batch={config.global_batch}: a worker would have no "
+            f"sample; lower workers to at most {config.global_batch}, or raise global_batch"
+        )
+
+
+def _value(config: TrainConfig, key: str) -> Any:
+    value: Any = config
+    for part in key.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def plain(config: TrainConfig) -> dict[str, Any]:
+    """Return `config` as nested dictionaries of plain values, for YAML files and Ray."""
+    container = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
