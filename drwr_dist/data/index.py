@@ -1,0 +1,291 @@
+"""The index of a dataset: which shards it has, and where in them each sample lies.
+
+`index.json` is a WebDataset `wids` index with more facts per shard, so that one sample can be read without its
+neighbours and checked as it is read. A dataset is a folder or anything that fsspec can address.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import zlib
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import fsspec
+
+from drwr_dist.errors import DataError
+
+INDEX_NAME = "index.json"
+SCHEMA_VERSION = 1
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar file; sample i lies in the bytes [offsets[i], offsets[i + 1]), the last one in [offsets[-1], end)."""
+
+    url: str  # file name below the dataset's root
+    nsamples: int
+    filesize: int  # bytes
+    sha256: str  # of the whole file
+    split: str  # train | val | test
+    keys: tuple[str, ...]  # sample keys in order
+    offsets: tuple[int, ...]  # byte of each sample's first tar header
+    crc32: tuple[int, ...]  # zlib.crc32 of each sample's bytes
+    end: int  # byte at which the end-of-archive marker begins
+
+    def byte_range(self, position: int) -> tuple[int, int]:
+        """Return the first byte of a sample and the byte after its last."""
+        stop = self.offsets[position + 1] if position + 1 < self.nsamples else self.end
+        return self.offsets[position], stop
+
+
+@dataclass(frozen=True)
+class DatasetIndex:
+    """All shards of a dataset and what its samples have in common."""
+
+    root: str  # folder or URL
+    name: str
+    shards: tuple[Shard, ...]
+    image_size: int  # pixels a side
+    views: int  # views per object
+    focal_length: float  # frame widths
+    categories: dict[str, dict[str, int]]  # category → split → number of objects
+    sources: dict[str, int] = field(default_factory=dict)  # source → number of objects
+    licences: dict[str, int] = field(default_factory=dict)  # licence → number of objects
+    schema_version: int = SCHEMA_VERSION
+
+    def split(self, name: str) -> list[tuple[int, Shard]]:
+        """Return the shards of a split as (shard number, shard); a split without shards gives an empty list."""
+        if name not in SPLITS:
+            raise DataError(f"unknown split {name!r}; there are {', '.join(SPLITS)}")
+        return [(number, shard) for number, shard in enumerate(self.shards) if shard.split == name]
+
+    def select(self, split: str, categories: Collection[str] | None = None) -> list[tuple[int, int, str]]:
+        """List the samples of a split as (shard number, position in the shard, key), in stored order.
+
+        Args:
+            split: train, val or test.
+            categories: only these; None or empty: all.
+
+        Raises:
+            DataError: a category that the dataset doesn't have.
+        """
+        wanted = set(categories or self.categories)
+        if unknown := sorted(wanted - set(self.categories)):
+            raise DataError(
+                f"{self.root}: no category {unknown[0]!r}; the dataset has {', '.join(sorted(self.categories))}"
+            )
+        return [
+            (number, position, key)
+            for number, shard in self.split(split)
+            for position, key in enumerate(shard.keys)
+            if key.split("/", 1)[0] in wanted
+        ]
+
+
+# --- reading the index ----------------------------------------------------------------------------------------
+
+
+def is_remote(root: str) -> bool:
+    """Say whether a root is a URL (http://, s3://, memory://, …) and not a local path."""
+    return "://" in root and not root.startswith("file://")
+
+
+def join(root: str, name: str) -> str:
+    """Return the address of a file below a root."""
+    return f"{root.rstrip('/')}/{name}"
+
+
+def load_index(root: str | os.PathLike[str]) -> DatasetIndex:
+    """Read and check `index.json`.
+
+    Args:
+        root: a folder, or any URL that fsspec can read.
+
+    Raises:
+        DataError: no index there, not JSON, a field missing or of the wrong kind, or another schema version; names
+            the file and the field.
+    """
+    root = os.fspath(root).removeprefix("file://")
+    path = join(root, INDEX_NAME)
+    try:
+        raw = json.loads(_read_file(root, INDEX_NAME))
+    except FileNotFoundError as error:
+        raise DataError(
+            f"no {INDEX_NAME} in {root}: not a dataset, or an import that did not finish"
+        ) from error
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON ({error}); build the dataset again or fetch it again") from error
+    except OSError as error:
+        raise DataError(f"{path}: can't be read ({error})") from error
+    return parse_index(raw, root)
+
+
+def parse_index(raw: Any, root: str) -> DatasetIndex:
+    """Check the content of an index and return it typed; see `load_index`."""
+    fields = _Fields(raw, join(root, INDEX_NAME))
+    block = fields.child("drwr")
+    version = block.get("schema_version", int)
+    if version != SCHEMA_VERSION:
+        raise DataError(
+            f"{block.where}: schema_version is {version}, this release reads {SCHEMA_VERSION}; import the data again"
+        )
+    shards = tuple(
+        _parse_shard(_Fields(entry, f"{fields.where}: shardlist[{number}]"))
+        for number, entry in enumerate(fields.get("shardlist", list))
+    )
+    _check_unique(shards, fields.where)
+    return DatasetIndex(
+        root=root,
+        name=fields.get("name", str),
+        shards=shards,
+        image_size=block.get("image_size", int),
+        views=block.get("views", int),
+        focal_length=float(block.get("focal_length", (int, float))),
+        categories=block.counts("categories", nested=True),
+        sources=block.counts("sources"),
+        licences=block.counts("licences"),
+    )
+
+
+def _parse_shard(fields: _Fields) -> Shard:
+    shard = Shard(
+        url=fields.get("url", str),
+        nsamples=fields.get("nsamples", int),
+        filesize=fields.get("filesize", int),
+        sha256=fields.get("sha256", str),
+        split=fields.get("split", str),
+        keys=tuple(fields.items("keys", str)),
+        offsets=tuple(fields.items("offsets", int)),
+        crc32=tuple(fields.items("crc32", int)),
+        end=fields.get("end", int),
+    )
+    if shard.url.startswith("/") or ".." in shard.url.split("/") or "://" in shard.url:
+        raise DataError(f"{fields.where}: url {shard.url!r} must lie below the dataset's folder")
+    if shard.split not in SPLITS:
+        raise DataError(f"{fields.where}: split {shard.split!r} is none of {', '.join(SPLITS)}")
+    for name in ("keys", "offsets", "crc32"):
+        if len(getattr(shard, name)) != shard.nsamples or not shard.nsamples:
+            raise DataError(
+                f"{fields.where}: {name} has {len(getattr(shard, name))} entries for nsamples = {shard.nsamples}"
+            )
+    bounds = (0, *shard.offsets, shard.end, shard.filesize)
+    if shard.offsets[0] != 0 or any(a >= b for a, b in zip(bounds[1:-1], bounds[2:], strict=True)):
+        raise DataError(f"{fields.where}: offsets must start at 0 and grow, below end, below filesize")
+    return shard
+
+
+def _check_unique(shards: tuple[Shard, ...], where: str) -> None:
+    seen: dict[str, str] = {}
+    urls: set[str] = set()
+    for shard in shards:
+        if shard.url in urls:
+            raise DataError(f"{where}: shard {shard.url} is listed twice")
+        urls.add(shard.url)
+        for key in shard.keys:
+            if key.count("/") != 1:
+                raise DataError(f"{where}: {shard.url}: key {key!r} is not <category>/<object id>")
+            if key in seen:
+                raise DataError(f"{where}: key {key!r} is both in {seen[key]} and in {shard.url}")
+            seen[key] = shard.url
+
+
+class _Fields:
+    """A JSON object whose fields are taken out with a check; errors name the file and the field."""
+
+    def __init__(self, raw: Any, where: str) -> None:
+        if not isinstance(raw, dict):
+            raise DataError(f"{where}: must be a JSON object, is {type(raw).__name__}")
+        self._raw = raw
+        self.where = where
+
+    def get(self, name: str, kind: type | tuple[type, ...]) -> Any:
+        if name not in self._raw:
+            raise DataError(f"{self.where}: field {name!r} is missing; import the data again")
+        value = self._raw[name]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise DataError(f"{self.where}: field {name!r} is {type(value).__name__}, not what it should be")
+        return value
+
+    def child(self, name: str) -> _Fields:
+        return _Fields(self.get(name, dict), f"{self.where}: {name}")
+
+    def items(self, name: str, kind: type) -> list[Any]:
+        values: list[Any] = self.get(name, list)
+        if not all(type(value) is kind for value in values):
+            raise DataError(f"{self.where}: field {name!r} must be a list of {kind.__name__}")
+        return values
+
+    def counts(self, name: str, nested: bool = False) -> dict[str, Any]:
+        table: dict[str, Any] = self.get(name, dict)
+        for key in table:
+            if nested:
+                _Fields(table, f"{self.where}: {name}").counts(key)
+            elif type(table[key]) is not int:
+                raise DataError(f"{self.where}: {name}: {key!r} must be a number of objects")
+        return table
+
+
+# --- reading bytes --------------------------------------------------------------------------------------------
+
+
+def read_sample(index: DatasetIndex, shard: int, position: int) -> bytes:
+    """Read the bytes of one sample without its neighbours and check them.
+
+    Args:
+        index: the dataset.
+        shard: number of the shard in `index.shards`.
+        position: of the sample in the shard.
+
+    Returns:
+        The tar members of the sample, for `drwr_dist.data.sample.split_members`.
+
+    Raises:
+        DataError: the shard is missing or can't be read, is truncated, or its bytes don't match their checksum;
+            names the shard and the key.
+    """
+    entry = index.shards[shard]
+    key = entry.keys[position]
+    start, stop = entry.byte_range(position)
+    try:
+        data = _read_file(index.root, entry.url, start, stop)
+    except FileNotFoundError as error:
+        raise DataError(f"{entry.url}: {key}: the shard is missing from {index.root}") from error
+    except OSError as error:
+        raise DataError(f"{entry.url}: {key}: can't be read ({error})") from error
+    if len(data) != stop - start:
+        raise DataError(
+            f"{entry.url}: {key}: truncated: {len(data)} of {stop - start} bytes from byte {start}; fetch it again"
+        )
+    if zlib.crc32(data) != entry.crc32[position]:
+        raise DataError(
+            f"{entry.url}: {key}: damaged: the bytes don't match their checksum; fetch the shard again"
+        )
+    return data
+
+
+@functools.lru_cache(maxsize=16)
+def _filesystem(root: str, process: int) -> tuple[Any, str]:
+    """Open a remote root once per process (fsspec's event loop does not survive a fork)."""
+    del process
+    return fsspec.core.url_to_fs(root)  # type: ignore[no-any-return]
+
+
+def _read_file(root: str, name: str, start: int = 0, stop: int | None = None) -> bytes:
+    """Read bytes [start, stop) of a file below a root; fewer where the file ends before."""
+    if not is_remote(root):
+        with Path(root, name).open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            last = size if stop is None else min(stop, size)
+            return os.pread(file.fileno(), max(0, last - start), start)
+    try:
+        system, path = _filesystem(root, os.getpid())
+        data = system.cat_file(join(path, name), start=start or None, end=stop)
+    except ImportError as error:
+        raise DataError(f"{root}: {error}") from error
+    return bytes(data)

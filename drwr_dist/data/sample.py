@@ -1,0 +1,381 @@
+"""One object as it lies in a shard: what its members are, and every way in which they can be wrong.
+
+The members of the sample `<category>/<object id>` are `00.image.png`, `00.mask.png`, `01.image.png`, …,
+`cameras.json`, `meta.json` and, where ground truth is known, `points.npy`. Nothing here unpickles.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from webdataset import tariterators
+
+from drwr_dist.errors import DataError
+
+FOREGROUND = (
+    153  # a pixel belongs to the object where its alpha is at least 153 of 255, as in the released records
+)
+PNG_LEVEL = 9  # zlib level of the stored images; a fixed one, so that the same pixels give the same bytes
+MAX_SIDE = 4096  # pixels; a larger image is refused before it is decoded
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_VIEW_MEMBER = re.compile(r"(\d+)\.(image|mask)\.png")
+
+
+@dataclass
+class ObjectSample:
+    """One object with V posed views. RGB is not premultiplied by alpha, and is 0 where alpha is 0."""
+
+    key: str  # <category>/<object id>
+    images: NDArray[np.uint8]  # [V, H, W, 3] RGB
+    masks: NDArray[np.uint8]  # [V, H, W] alpha: 0 background … 255 object
+    world_to_camera: NDArray[np.float64]  # [V, 4, 4], object frame to OpenCV camera frame
+    focal_length: NDArray[np.float64]  # [V], in frame widths
+    points: NDArray[np.float32] | None = None  # [M, 3] ground truth in the object frame, where known
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+def composite(
+    images: NDArray[np.uint8], masks: NDArray[np.uint8], background: float | Sequence[float]
+) -> NDArray[np.uint8]:
+    """Lay RGB over a background: image · alpha + background · (1 - alpha), rounded.
+
+    Args:
+        images: [..., H, W, 3] RGB, not premultiplied.
+        masks: [..., H, W] alpha, 0 … 255.
+        background: one grey level or three RGB levels in [0, 1]; 1 is white.
+
+    Returns:
+        [..., H, W, 3] uint8.
+    """
+    alpha = masks[..., None].astype(np.float32) / 255.0
+    ground = np.asarray(background, dtype=np.float32) * 255.0
+    return np.rint(images * alpha + ground * (1.0 - alpha)).astype(np.uint8)
+
+
+# --- writing --------------------------------------------------------------------------------------------------
+
+
+def encode_sample(sample: ObjectSample) -> dict[str, bytes]:
+    """Encode one object as its members, in the order in which a shard holds them (`points.npy` last).
+
+    Returns:
+        Member name without the key (such as `00.image.png`) → bytes; the same sample always gives the same bytes.
+
+    Raises:
+        DataError: an array has the wrong shape or type, a camera is not rigid, or a mask is empty or full.
+    """
+    views = _check_arrays(sample)
+    members: dict[str, bytes] = {}
+    for view in range(views):
+        members[f"{view:02d}.image.png"] = _encode_png(sample.images[view][..., ::-1])
+        members[f"{view:02d}.mask.png"] = _encode_png(sample.masks[view])
+    cameras = {
+        "world_to_camera": sample.world_to_camera.tolist(),
+        "focal_length": sample.focal_length.tolist(),
+    }
+    members["cameras.json"] = _encode_json(cameras)
+    members["meta.json"] = _encode_json(sample.meta)
+    if sample.points is not None:
+        buffer = io.BytesIO()
+        np.save(buffer, sample.points.astype(np.float16), allow_pickle=False)
+        members["points.npy"] = buffer.getvalue()
+    return members
+
+
+def _check_arrays(sample: ObjectSample) -> int:
+    """Check one object before it is written and return its number of views."""
+    views = len(sample.images)
+    side = sample.images.shape[1] if sample.images.ndim == 4 else 0
+    expected = {
+        "images": (sample.images, (views, side, side, 3)),
+        "masks": (sample.masks, (views, side, side)),
+        "world_to_camera": (sample.world_to_camera, (views, 4, 4)),
+        "focal_length": (sample.focal_length, (views,)),
+    }
+    for name, (array, shape) in expected.items():
+        if not views or array.shape != shape:
+            raise DataError(
+                f"{sample.key}: {name} must be {shape} (square, at least one view), got {array.shape}"
+            )
+    for name in ("images", "masks"):
+        if expected[name][0].dtype != np.uint8:
+            raise DataError(f"{sample.key}: {name} must be uint8, got {expected[name][0].dtype}")
+    for view in range(views):
+        if reason := mask_fault(sample.masks[view]):
+            raise DataError(f"{sample.key}: view {view:02d}: {reason}")
+    if reason := camera_fault(sample.world_to_camera, sample.focal_length):
+        raise DataError(f"{sample.key}: {reason}")
+    if sample.points is not None and (reason := points_fault(sample.points)):
+        raise DataError(f"{sample.key}: {reason}")
+    return views
+
+
+def _encode_png(array: NDArray[np.uint8]) -> bytes:
+    settings = [
+        cv2.IMWRITE_PNG_COMPRESSION,
+        PNG_LEVEL,
+        cv2.IMWRITE_PNG_STRATEGY,
+        cv2.IMWRITE_PNG_STRATEGY_DEFAULT,
+    ]
+    ok, data = cv2.imencode(".png", np.ascontiguousarray(array), settings)
+    if not ok:
+        raise DataError(f"OpenCV could not encode an array of shape {array.shape} as PNG")
+    return bytes(data.tobytes())
+
+
+def _encode_json(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, allow_nan=False, ensure_ascii=False).encode("utf-8") + b"\n"
+
+
+# --- what can be wrong ----------------------------------------------------------------------------------------
+
+
+def mask_fault(mask: NDArray[np.uint8]) -> str | None:
+    """Say what is wrong with a mask [H, W] as a training target, or return None."""
+    if int(mask.max()) < FOREGROUND:
+        return "the mask is empty: no pixel belongs to the object; remove the view or render it again"
+    if int(mask.min()) >= FOREGROUND:
+        return "the mask is full: no pixel is background; move the camera back or store the alpha channel"
+    return None
+
+
+def camera_fault(world_to_camera: NDArray[np.float64], focal_length: NDArray[np.float64]) -> str | None:
+    """Say what is wrong with cameras [V, 4, 4] and focal lengths [V], or return None."""
+    for view, (matrix, focal) in enumerate(zip(world_to_camera, focal_length, strict=True)):
+        if not (np.isfinite(matrix).all() and math.isfinite(focal)):
+            return f"the camera of view {view:02d} is not finite"
+        if focal <= 0:
+            return f"the focal length of view {view:02d} is {focal:g}; it must be positive (frame widths)"
+        if not np.allclose(matrix[3], (0, 0, 0, 1), atol=1e-8):
+            return f"the last row of the camera of view {view:02d} is {matrix[3].tolist()}, not [0, 0, 0, 1]"
+        rotation = matrix[:3, :3]
+        if not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-4) or np.linalg.det(rotation) < 0:
+            return f"the camera of view {view:02d} is not rigid: its rotation is not orthonormal and right-handed"
+    return None
+
+
+def points_fault(points: NDArray[Any]) -> str | None:
+    """Say what is wrong with ground-truth points [M, 3], or return None."""
+    if points.ndim != 2 or points.shape[1] != 3 or not len(points):
+        return f"ground-truth points must be [M, 3] with M ≥ 1, got {list(points.shape)}"
+    if points.dtype.kind != "f":
+        return f"ground-truth points must be floating point, got {points.dtype}"
+    if not np.isfinite(points).all():
+        return "ground-truth points are not finite"
+    return None
+
+
+# --- reading --------------------------------------------------------------------------------------------------
+
+
+def split_members(data: bytes, *, key: str | None = None, shard: str = "") -> dict[str, bytes]:
+    """Split the byte range of one sample into its members with webdataset's own tar reader.
+
+    Args:
+        data: the sample's bytes in the shard, from its first tar header to the next sample's.
+        key: the key that the index gives; None takes whatever the bytes hold.
+        shard: named in errors.
+
+    Returns:
+        Member name without the key (such as `00.image.png`) → bytes.
+
+    Raises:
+        DataError: the bytes are no tar stream, or hold no sample, several, or another one.
+    """
+    where = f"{shard}: {key}" if key else shard
+    try:
+        files = tariterators.tar_file_expander([{"url": shard, "stream": io.BytesIO(data)}])
+        samples = list(tariterators.group_by_keys(files))
+    except Exception as error:  # tarfile and webdataset raise many kinds; all of them mean a damaged shard
+        raise DataError(
+            f"{where}: damaged: not a readable tar stream ({error.args[0] if error.args else error})"
+        ) from error
+    if len(samples) != 1:
+        raise DataError(f"{where}: damaged: the byte range holds {len(samples)} samples, expected 1")
+    sample = samples[0]
+    if key is not None and sample["__key__"] != key:
+        raise DataError(f"{where}: damaged: the byte range holds {sample['__key__']!r}")
+    return {name: value for name, value in sample.items() if not name.startswith("__")}
+
+
+def decode_sample(
+    members: Mapping[str, bytes],
+    *,
+    key: str,
+    shard: str,
+    views: Sequence[int] | None = None,
+    with_points: bool = False,
+    background: float | Sequence[float] | None = None,
+) -> ObjectSample:
+    """Decode the views asked for, and check all that is read.
+
+    Args:
+        members: as `split_members` gives them.
+        key: the sample's key, named in errors.
+        shard: the shard, named in errors.
+        views: numbers of the views to decode, in this order; None decodes all. All results have V = len(views).
+        with_points: decode `points.npy` too, where the sample has it.
+        background: grey level (or three levels) in [0, 1] under the images (see `composite`); None leaves RGB as
+            stored.
+
+    Raises:
+        DataError: names shard, key, member and reason.
+    """
+    read = _MemberReader(members, key, shard)
+    world_to_camera, focal_length = read.cameras()
+    wanted = list(range(len(world_to_camera))) if views is None else list(views)
+    read.check_views(len(world_to_camera), wanted)
+    images = np.stack([read.png(f"{view:02d}.image.png", channels=3) for view in wanted])
+    masks = np.stack([read.mask(f"{view:02d}.mask.png", images.shape[1]) for view in wanted])
+    return ObjectSample(
+        key=key,
+        images=images if background is None else composite(images, masks, background),
+        masks=masks,
+        world_to_camera=world_to_camera[wanted],
+        focal_length=focal_length[wanted],
+        points=read.points() if with_points and "points.npy" in members else None,
+        meta=read.json("meta.json"),
+    )
+
+
+class _MemberReader:
+    """Decodes single members; every failure names shard, key and member."""
+
+    def __init__(self, members: Mapping[str, bytes], key: str, shard: str) -> None:
+        self._members = members
+        self._where = f"{shard}: {key}"
+
+    def _fail(self, member: str, reason: str) -> DataError:
+        return DataError(f"{self._where}: {member}: {reason}")
+
+    def _bytes(self, member: str) -> bytes:
+        if member not in self._members:
+            raise self._fail(member, "missing from the sample")
+        return self._members[member]
+
+    def json(self, member: str) -> dict[str, Any]:
+        try:
+            value = json.loads(self._bytes(member))
+        except ValueError as error:
+            raise self._fail(member, f"not JSON ({error})") from error
+        if not isinstance(value, dict):
+            raise self._fail(member, "not a JSON object")
+        return value
+
+    def cameras(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return world_to_camera [V, 4, 4] and focal length [V] of all stored views."""
+        member = "cameras.json"
+        value = self.json(member)
+        try:
+            matrices = np.asarray(value["world_to_camera"], dtype=np.float64)
+            focal = np.asarray(value["focal_length"], dtype=np.float64)
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._fail(
+                member, f"world_to_camera and focal_length must be numbers ({error!r})"
+            ) from error
+        if matrices.ndim != 3 or matrices.shape[1:] != (4, 4) or not len(matrices):
+            raise self._fail(member, f"world_to_camera must be [V, 4, 4], got {list(matrices.shape)}")
+        if focal.shape not in ((), (len(matrices),)):
+            raise self._fail(
+                member, f"focal_length must be a number or [{len(matrices)}], got {list(focal.shape)}"
+            )
+        focal = np.array(np.broadcast_to(focal, len(matrices)))
+        if reason := camera_fault(matrices, focal):
+            raise self._fail(member, reason)
+        return matrices, focal
+
+    def check_views(self, count: int, wanted: Sequence[int]) -> None:
+        """Check that the sample holds exactly views 0 … count-1, and the wanted ones are among them."""
+        for kind in ("image", "mask"):
+            found = {
+                int(match[1])
+                for name in self._members
+                if (match := _VIEW_MEMBER.fullmatch(name)) and match[2] == kind
+            }
+            for view in range(count):
+                if view not in found:
+                    raise self._fail(
+                        f"{view:02d}.{kind}.png", f"missing; cameras.json describes {count} views"
+                    )
+            if extra := sorted(found - set(range(count))):
+                raise self._fail(
+                    f"{extra[0]:02d}.{kind}.png", f"has no camera: cameras.json describes {count} views"
+                )
+        for view in wanted:
+            if not 0 <= view < count:
+                raise DataError(f"{self._where}: view {view} asked for, the sample has views 0 … {count - 1}")
+
+    def png(self, member: str, channels: int) -> NDArray[np.uint8]:
+        """Decode a square 8-bit PNG: [H, H, 3] RGB or [H, H] grey."""
+        data = self._bytes(member)
+        if reason := png_fault(data, channels):
+            raise self._fail(member, reason)
+        flags = cv2.IMREAD_COLOR if channels == 3 else cv2.IMREAD_GRAYSCALE
+        array = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
+        if array is None:
+            raise self._fail(member, "damaged: the PNG can't be decoded")
+        return np.ascontiguousarray(array[..., ::-1]) if channels == 3 else array.astype(np.uint8, copy=False)
+
+    def mask(self, member: str, side: int) -> NDArray[np.uint8]:
+        array = self.png(member, channels=1)
+        if len(array) != side:
+            raise self._fail(member, f"wrong size: {len(array)} pixels a side, the image has {side}")
+        if reason := mask_fault(array):
+            raise self._fail(member, reason)
+        return array
+
+    def points(self) -> NDArray[np.float32]:
+        member = "points.npy"
+        try:
+            array = np.load(io.BytesIO(self._bytes(member)), allow_pickle=False)
+        except (ValueError, EOFError, OSError) as error:
+            raise self._fail(member, f"not a plain .npy array ({error})") from error
+        if reason := points_fault(array):
+            raise self._fail(member, reason)
+        return np.asarray(array, dtype=np.float32)
+
+
+def png_fault(data: bytes, channels: int) -> str | None:
+    """Say what is wrong with a square 8-bit PNG without decoding it, or return None; checks every chunk's CRC.
+
+    Args:
+        data: the whole file.
+        channels: 3 for RGB, 1 for grey.
+    """
+    if not data.startswith(_PNG_SIGNATURE):
+        return "not a PNG"
+    if data[12:16] != b"IHDR" or len(data) < 33:
+        return "damaged: the PNG has no header chunk"
+    width, height = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
+    depth, colour = data[24], data[25]
+    if width != height or not 0 < width <= MAX_SIDE:
+        return f"wrong size: {width} × {height} pixels; it must be square, at most {MAX_SIDE}"
+    if (depth, colour) != (8, 2 if channels == 3 else 0):
+        return (
+            f"not an 8-bit {'RGB' if channels == 3 else 'grey'} PNG (bit depth {depth}, colour type {colour})"
+        )
+    return _chunk_fault(data)
+
+
+def _chunk_fault(data: bytes) -> str | None:
+    position = len(_PNG_SIGNATURE)
+    while position + 12 <= len(data):
+        length = int.from_bytes(data[position : position + 4])
+        body = position + 4
+        end = body + 4 + length
+        if end + 4 > len(data) or zlib.crc32(data[body:end]) != int.from_bytes(data[end : end + 4]):
+            return f"damaged: the PNG's data don't match their checksum at byte {position}"
+        if data[body : body + 4] == b"IEND":
+            return None
+        position = end + 4
+    return "damaged: the PNG is cut short"

@@ -1,0 +1,280 @@
+"""Writing shards: plain tars that are the same bytes whenever the same samples arrive in the same order.
+
+A file appears under its own name only when it is whole (temporary name, fsync, rename), and `index.json` comes
+last: an interrupted import leaves no dataset that could be taken for a complete one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import webdataset
+
+from drwr_dist.data.index import INDEX_NAME, SCHEMA_VERSION, SPLITS, DatasetIndex, Shard
+from drwr_dist.errors import DataError, UsageError
+
+_USER, _MODE, _MTIME = "drwr", 0o644, 0  # the same in every tar header
+
+
+@dataclass(frozen=True)
+class EncodedSample:
+    """One object ready to be written."""
+
+    key: str  # <category>/<object id>
+    split: str  # train | val | test
+    members: Mapping[str, bytes]  # as `encode_sample` gives them
+    source: str  # counted in the index
+    licence: str  # counted in the index
+
+
+@dataclass(frozen=True)
+class ShardLimits:
+    """When a shard is full."""
+
+    samples: int = 1000  # at most so many objects
+    size: int = 256 * 2**20  # at most so many bytes, unless a single object is larger
+
+
+def write_dataset(
+    output: str | os.PathLike[str],
+    samples: Iterable[EncodedSample],
+    *,
+    name: str,
+    image_size: int,
+    views: int,
+    focal_length: float,
+    limits: ShardLimits | None = None,
+    overwrite: bool = False,
+) -> DatasetIndex:
+    """Write samples as shards and then their index.
+
+    Args:
+        output: a local folder, made if need be.
+        samples: all of one split before the next; their order is the order on disk.
+        name: of the dataset.
+        image_size: pixels a side.
+        views: per object.
+        focal_length: frame widths.
+        limits: when a shard is full.
+        overwrite: replace a dataset that is there already.
+
+    Raises:
+        UsageError: a dataset is there already and `overwrite` is false.
+        DataError: no sample, or a key twice.
+    """
+    folder = Path(output)
+    if (folder / INDEX_NAME).exists() and not overwrite:
+        raise UsageError(f"{folder} already holds a dataset; choose another output or add overwrite=true")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / INDEX_NAME).unlink(missing_ok=True)
+    shards, totals = _write_shards(folder, samples, limits or ShardLimits())
+    if not shards:
+        raise DataError(f"nothing to write to {folder}: no object was imported")
+    index = DatasetIndex(
+        root=str(folder),
+        name=name,
+        shards=tuple(shards),
+        image_size=image_size,
+        views=views,
+        focal_length=focal_length,
+        categories=totals.categories(),
+        sources=dict(sorted(totals.sources.items())),
+        licences=dict(sorted(totals.licences.items())),
+    )
+    _remove_stale(folder, index)
+    write_atomically(folder / INDEX_NAME, index_json(index).encode("utf-8"))
+    return index
+
+
+def index_json(index: DatasetIndex) -> str:
+    """Return the text of `index.json`, one shard a line."""
+    entries = ",\n  ".join(json.dumps(asdict(shard)) for shard in index.shards)
+    block = {
+        "schema_version": SCHEMA_VERSION,
+        "image_size": index.image_size,
+        "views": index.views,
+        "focal_length": index.focal_length,
+        "categories": index.categories,
+        "sources": index.sources,
+        "licences": index.licences,
+    }
+    return (
+        f'{{"wids_version": 1,\n"name": {json.dumps(index.name)},\n"shardlist": [\n  {entries}\n],\n'
+        f'"drwr": {json.dumps(block, indent=1)}}}\n'
+    )
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that it is there whole or not at all."""
+    with _Replacement(path) as file:
+        file.write(data)
+
+
+class _Totals:
+    """What the index counts over all samples."""
+
+    def __init__(self) -> None:
+        self.keys: set[str] = set()
+        self.objects: Counter[tuple[str, str]] = Counter()
+        self.sources: Counter[str] = Counter()
+        self.licences: Counter[str] = Counter()
+
+    def add(self, sample: EncodedSample) -> None:
+        if sample.key in self.keys:
+            raise DataError(f"two objects have the key {sample.key!r}; rename one of them")
+        self.keys.add(sample.key)
+        self.objects[sample.key.split("/", 1)[0], sample.split] += 1
+        self.sources[sample.source] += 1
+        self.licences[sample.licence] += 1
+
+    def categories(self) -> dict[str, dict[str, int]]:
+        names = sorted({category for category, _ in self.objects})
+        return {name: {split: self.objects[name, split] for split in SPLITS} for name in names}
+
+
+def _write_shards(
+    folder: Path, samples: Iterable[EncodedSample], limits: ShardLimits
+) -> tuple[list[Shard], _Totals]:
+    shards: list[Shard] = []
+    totals = _Totals()
+    numbers: Counter[str] = Counter()
+    writer: _ShardWriter | None = None
+    try:
+        for sample in samples:
+            totals.add(sample)
+            if writer is not None and not writer.takes(sample, limits):
+                shards.append(writer.close())
+                writer = None
+            if writer is None:
+                writer = _ShardWriter(
+                    folder / f"{sample.split}-{numbers[sample.split]:06d}.tar", sample.split
+                )
+                numbers[sample.split] += 1
+            writer.add(sample)
+        if writer is not None:
+            shards.append(writer.close())
+            writer = None
+    finally:
+        if writer is not None:
+            writer.abandon()
+    return shards, totals
+
+
+class _ShardWriter:
+    """One shard in the making."""
+
+    def __init__(self, path: Path, split: str) -> None:
+        self._path, self._split = path, split
+        self._target = _Replacement(path)
+        self._stream = _HashingStream(self._target.__enter__())
+        self._tar = webdataset.TarWriter(
+            self._stream, encoder=False, user=_USER, group=_USER, mode=_MODE, mtime=_MTIME
+        )
+        self._keys: list[str] = []
+        self._offsets: list[int] = []
+
+    @property
+    def _position(self) -> int:
+        return int(self._tar.tarstream.offset)
+
+    def takes(self, sample: EncodedSample, limits: ShardLimits) -> bool:
+        if sample.split != self._split or len(self._keys) >= limits.samples:
+            return False
+        return self._position + _tar_size(sample.members) <= limits.size
+
+    def add(self, sample: EncodedSample) -> None:
+        self._keys.append(sample.key)
+        self._offsets.append(self._position)
+        self._tar.write({"__key__": sample.key, **sample.members})
+
+    def close(self) -> Shard:
+        end = self._position
+        self._tar.close()
+        self._target.__exit__(None, None, None)
+        bounds = [*self._offsets, end]
+        return Shard(
+            url=self._path.name,
+            nsamples=len(self._keys),
+            filesize=self._stream.size,
+            sha256=self._stream.sha256.hexdigest(),
+            split=self._split,
+            keys=tuple(self._keys),
+            offsets=tuple(self._offsets),
+            crc32=_checksums(self._path, bounds),
+            end=end,
+        )
+
+    def abandon(self) -> None:
+        self._target.discard()
+
+
+def _tar_size(members: Mapping[str, bytes]) -> int:
+    return sum(512 + -(-len(data) // 512) * 512 for data in members.values())
+
+
+def _checksums(path: Path, bounds: list[int]) -> tuple[int, ...]:
+    with path.open("rb") as file:
+        return tuple(zlib.crc32(file.read(b - a)) for a, b in zip(bounds[:-1], bounds[1:], strict=True))
+
+
+class _HashingStream:
+    """Passes bytes on and hashes them on the way."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+        self.size = 0
+
+    def write(self, data: bytes) -> int:
+        self.sha256.update(data)
+        self.size += len(data)
+        return self._file.write(data)
+
+
+class _Replacement:
+    """A file under a temporary name, synced and renamed when it is complete, deleted when it is not."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._partial = path.with_name(f".{path.name}.partial")
+        self._file: BinaryIO | None = None
+
+    def __enter__(self) -> BinaryIO:
+        self._file = self._partial.open("wb")
+        return self._file
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None or self._file is None:
+            self.discard()
+            return
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._partial.replace(self._path)
+        directory = os.open(self._path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    def discard(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        self._partial.unlink(missing_ok=True)
+
+
+def _remove_stale(folder: Path, index: DatasetIndex) -> None:
+    """Remove shards of an earlier dataset in the same folder that the new index doesn't list."""
+    listed = {shard.url for shard in index.shards}
+    for split in SPLITS:
+        for path in folder.glob(f"{split}-[0-9][0-9][0-9][0-9][0-9][0-9].tar"):
+            if path.name not in listed:
+                path.unlink()

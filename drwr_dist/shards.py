@@ -1,0 +1,236 @@
+"""The verb `shards`: build, look at and check datasets."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from drwr_dist.cli import load_options, run_verb
+from drwr_dist.data.index import SPLITS, DatasetIndex, load_index
+from drwr_dist.data.writer import EncodedSample, ShardLimits, write_dataset
+from drwr_dist.errors import UsageError
+from drwr_dist.sources.loading import MeshLimits
+from drwr_dist.sources.manifest import ManifestRow, allowed, read_manifest
+from drwr_dist.sources.meshes import MeshJob, MeshSettings, Skipped, import_meshes, list_meshes
+from drwr_dist.sources.rendering import RenderSettings
+
+
+@dataclass
+class ImportOptions:
+    """Build a dataset: render every object, sample its ground truth, split by group, write shards."""
+
+    source: str = (
+        "???"  # meshes: a folder of DIR/<category>/<object>.ply|obj|off|stl|glb|gltf, +Y up, front +X
+    )
+    input: str = "???"  # the folder
+    output: str = "???"  # folder of the new dataset
+    name: str = ""  # of the dataset; empty: the output folder's name
+    overwrite: bool = False  # replace a dataset that is in the output folder
+    manifest: str | None = None  # CSV: category, name, license, near_duplicate_group, source_package, …
+    licences: list[str] = field(
+        default_factory=list
+    )  # only objects of these licences (needs a manifest); none: all
+    categories: list[str] = field(default_factory=list)  # only these; none: all
+    splits: str | None = None  # JSON {key: split} or CSV key,split; none: 70/10/20 by group
+    views: int = 8  # views per object
+    image_size: int = 128  # pixels a side
+    focal_length: float = 1.875  # frame widths
+    distance: float = 2.0  # of the cameras from the object's centre, in bounding-box diagonals
+    elevation_min: float = -20.0  # degrees
+    elevation_max: float = 40.0  # degrees
+    supersample: int = 3  # rays per pixel and axis
+    ground_truth_voxel: float = (
+        0.01  # bounding-box diagonals; one ground-truth point per voxel; 0: no ground truth
+    )
+    seed: int = 0  # of cameras, ground truth, splits and order
+    workers: int = 0  # processes; 0: one per core. The bytes written don't depend on it
+    skip_bad: bool = False  # count and report objects that can't be used, instead of failing at the first
+    max_faces: int = 5_000_000  # per object
+    max_megabytes: int = 256  # per mesh file
+    shard_samples: int = 1000  # objects per shard, at most
+    shard_megabytes: float = 256.0  # per shard, at most (MiB)
+
+
+@dataclass
+class InspectOptions:
+    """Print what a dataset holds."""
+
+    data: str = "???"  # folder or URL
+
+
+def import_dataset(options: ImportOptions, console: Console) -> DatasetIndex:
+    """Run `shards import`."""
+    if options.source != "meshes":
+        raise UsageError(f"source={options.source}: unknown; there is meshes")
+    settings = _settings(options)
+    rows = _rows(options)
+    jobs = [MeshJob(key, path, rows[key], settings) for key, path in _files(options).items() if key in rows]
+    if not jobs:
+        raise UsageError(f"input={options.input}: no mesh is left after licences and manifest")
+    skipped: list[Skipped] = []
+    with _progress(console) as advance:
+        found = import_meshes(jobs, settings, options.splits, advance)
+        index = write_dataset(
+            options.output,
+            _without(found, skipped),
+            name=options.name or Path(options.output).resolve().name,
+            image_size=options.image_size,
+            views=options.views,
+            focal_length=options.focal_length,
+            limits=ShardLimits(options.shard_samples, int(options.shard_megabytes * 2**20)),
+            overwrite=options.overwrite,
+        )
+    for skip in skipped:
+        console.print(f"skipped {skip.key}: {skip.reason}", markup=False, highlight=False, soft_wrap=True)
+    return index
+
+
+def _files(options: ImportOptions) -> dict[str, Path]:
+    return list_meshes(options.input, options.categories)
+
+
+def _rows(options: ImportOptions) -> dict[str, ManifestRow]:
+    """Return what the manifest says about each mesh that its licence lets in; without a manifest, all of them."""
+    files = _files(options)
+    if options.manifest is None:
+        if options.licences:
+            raise UsageError("licences=… needs manifest=FILE, which says what licence each object has")
+        return {key: ManifestRow(group=key) for key in files}
+    manifest = read_manifest(options.manifest)
+    rows = {}
+    for key, path in files.items():
+        row = manifest.get((path.parent.name, path.stem))
+        if row is None:
+            raise UsageError(f"manifest={options.manifest}: {path.parent.name},{path.stem} is not listed")
+        if allowed(row, options.licences):
+            rows[key] = row
+    return rows
+
+
+def _settings(options: ImportOptions) -> MeshSettings:
+    positive = (
+        "views",
+        "image_size",
+        "focal_length",
+        "supersample",
+        "max_faces",
+        "max_megabytes",
+        "shard_samples",
+    )
+    for name in (*positive, "shard_megabytes"):
+        if not getattr(options, name) > 0:
+            raise UsageError(f"{name}={getattr(options, name)}: must be positive")
+    if not -90 < options.elevation_min <= options.elevation_max < 90:
+        raise UsageError("elevation_min and elevation_max must be in (-90, 90) degrees, in this order")
+    if options.distance <= 0.5:
+        raise UsageError(
+            f"distance={options.distance}: must be above 0.5, or the camera stands in the object"
+        )
+    if options.ground_truth_voxel < 0 or options.workers < 0:
+        raise UsageError("ground_truth_voxel and workers must not be negative")
+    render = RenderSettings(
+        image_size=options.image_size,
+        views=options.views,
+        focal_length=options.focal_length,
+        distance=options.distance,
+        elevation_min=options.elevation_min,
+        elevation_max=options.elevation_max,
+        supersample=options.supersample,
+    )
+    return MeshSettings(
+        render=render,
+        limits=MeshLimits(options.max_megabytes * 2**20, options.max_faces),
+        ground_truth_voxel=options.ground_truth_voxel,
+        seed=options.seed,
+        workers=options.workers or len(os.sched_getaffinity(0)),
+        skip_bad=options.skip_bad,
+    )
+
+
+def _without(found: Iterator[EncodedSample | Skipped], skipped: list[Skipped]) -> Iterator[EncodedSample]:
+    for item in found:
+        if isinstance(item, Skipped):
+            skipped.append(item)
+        else:
+            yield item
+
+
+@contextmanager
+def _progress(console: Console) -> Iterator[Callable[[str, int], None]]:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    tasks: dict[str, TaskID] = {}
+    with Progress(*columns, console=console) as bar:
+
+        def advance(what: str, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.advance(tasks[what])
+
+        yield advance
+
+
+def summary_table(index: DatasetIndex) -> Table:
+    """Return a table of categories, splits and counts."""
+    title = f"{index.name}: {index.views} views of {index.image_size} × {index.image_size} per object"
+    table = Table(title=title)
+    table.add_column("category")
+    for split in SPLITS:
+        table.add_column(split, justify="right")
+    for category, counts in sorted(index.categories.items()):
+        table.add_row(category, *(str(counts.get(split, 0)) for split in SPLITS))
+    totals = [sum(shard.nsamples for _, shard in index.split(split)) for split in SPLITS]
+    table.add_section()
+    table.add_row("all", *map(str, totals))
+    return table
+
+
+def _print_summary(index: DatasetIndex, console: Console) -> None:
+    console.print(summary_table(index))
+    size = sum(shard.filesize for shard in index.shards)
+    console.print(f"{len(index.shards)} shards, {size / 2**20:.1f} MiB; focal length {index.focal_length:g}")
+    for what, counts in (("licences", index.licences), ("sources", index.sources)):
+        console.print(
+            f"{what}: " + ", ".join(f"{name} ({count})" for name, count in counts.items()), markup=False
+        )
+
+
+def _import(arguments: Sequence[str]) -> int:
+    options = load_options(ImportOptions, arguments, verb="shards import", with_file=False)
+    index = import_dataset(options, Console(stderr=True))
+    _print_summary(index, Console())
+    return 0
+
+
+def _inspect(arguments: Sequence[str]) -> int:
+    options = load_options(InspectOptions, arguments, verb="shards inspect", with_file=False)
+    _print_summary(load_index(options.data), Console())
+    return 0
+
+
+_ACTIONS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
+    "import": (_import, "build a dataset from meshes"),
+    "inspect": (_inspect, "print what a dataset holds"),
+}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run `shards ACTION key=value …`."""
+    if not arguments or arguments[0] in ("--help", "-h"):
+        print("usage: python -m drwr_dist.shards ACTION key=value …   (each action has --help)\n")
+        for name, (_, summary) in _ACTIONS.items():
+            print(f"  {name.ljust(8)}  {summary}")
+        return 0 if arguments else 2
+    if arguments[0] not in _ACTIONS:
+        raise UsageError(f"shards: unknown action {arguments[0]!r}; there are {', '.join(_ACTIONS)}")
+    return _ACTIONS[arguments[0]][0](arguments[1:])
+
+
+if __name__ == "__main__":
+    run_verb(main)

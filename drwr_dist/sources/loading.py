@@ -1,0 +1,141 @@
+"""Reading mesh files: bounded in size, and never a file outside the mesh's own folder."""
+
+from __future__ import annotations
+
+import io
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drwr_dist.errors import DataError
+from drwr_dist.sources.geometry import Mesh
+
+MESH_SUFFIXES = (".ply", ".obj", ".off", ".stl", ".glb", ".gltf")
+
+
+@dataclass(frozen=True)
+class MeshLimits:
+    """Bounds beyond which a mesh is refused."""
+
+    bytes: int = 256 * 2**20  # of each file
+    faces: int = 5_000_000
+
+
+def load_mesh(path: Path, limits: MeshLimits | None = None) -> Mesh:
+    """Read a mesh file; a scene of several parts becomes one mesh in the scene's frame.
+
+    Args:
+        path: a file of one of MESH_SUFFIXES.
+        limits: refuse anything larger.
+
+    Raises:
+        DataError: names the file: unreadable, too large, no triangles, or vertices that are not finite.
+    """
+    bounds = limits or MeshLimits()
+    try:
+        data = _read_bounded(path, bounds.bytes)
+        return parse_mesh(data, path.suffix[1:].lower(), bounds, _FolderResolver(path.parent, bounds.bytes))
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror or error}") from error
+
+
+def parse_mesh(data: bytes, kind: str, limits: MeshLimits, resolver: Any = None) -> Mesh:
+    """Parse the bytes of a mesh file.
+
+    Args:
+        data: the whole file.
+        kind: obj, ply, …
+        limits: refuse more faces than this.
+        resolver: gives the bytes of files that the mesh refers to (materials, buffers); None: none of them.
+
+    Raises:
+        DataError: not a mesh, too many faces, no triangles, or vertices that are not finite.
+    """
+    import trimesh
+
+    logging.getLogger("trimesh").setLevel(logging.CRITICAL)
+    try:
+        loaded = trimesh.load_scene(
+            io.BytesIO(data), file_type=kind, resolver=resolver, process=False, maintain_order=True
+        )
+        parts = [part for part in loaded.dump() if isinstance(part, trimesh.Trimesh) and len(part.faces)]
+    except MemoryError:
+        raise
+    except Exception as error:  # the parsers raise nearly every kind of error on a damaged file
+        raise DataError(f"not a readable .{kind} mesh ({type(error).__name__}: {error})") from error
+    return _join(parts, limits)
+
+
+def _join(parts: list[Any], limits: MeshLimits) -> Mesh:
+    """Put the parts of a scene together and check the whole."""
+    if not parts:
+        raise DataError("the mesh has no triangles")
+    count = sum(len(part.faces) for part in parts)
+    if count > limits.faces:
+        raise DataError(
+            f"{count} faces, more than the {limits.faces} allowed; simplify it or raise max_faces"
+        )
+    vertices, faces, colours, offset = [], [], [], 0
+    for part in parts:
+        vertices.append(np.asarray(part.vertices, dtype=np.float64))
+        faces.append(np.asarray(part.faces, dtype=np.int64) + offset)
+        colours.append(_face_colours(part))
+        offset += len(part.vertices)
+    mesh_vertices, mesh_faces = np.concatenate(vertices), np.concatenate(faces)
+    if mesh_faces.min() < 0 or mesh_faces.max() >= len(mesh_vertices):
+        raise DataError("a face refers to a vertex that is not there")
+    if not np.isfinite(mesh_vertices[np.unique(mesh_faces)]).all():
+        raise DataError("vertices are not finite")
+    if all(colour is None for colour in colours):
+        return Mesh(mesh_vertices, mesh_faces)
+    from drwr_dist.sources.rendering import GREY
+
+    filled = [
+        np.broadcast_to(np.array(GREY, np.uint8), (len(part), 3)) if colour is None else colour
+        for part, colour in zip(faces, colours, strict=True)
+    ]
+    return Mesh(mesh_vertices, mesh_faces, np.concatenate(filled))
+
+
+def _face_colours(part: Any) -> NDArray[np.uint8] | None:
+    """Return one RGB colour per face [F, 3], or None where the part has no colour of its own."""
+    visual = part.visual
+    if not visual.defined:
+        return None
+    if visual.kind == "texture":
+        material = visual.material
+        if material is None or not hasattr(material, "main_color"):
+            return None
+        return np.tile(np.asarray(material.main_color, np.uint8)[:3], (len(part.faces), 1))
+    return np.asarray(visual.face_colors, np.uint8)[:, :3]
+
+
+def _read_bounded(path: Path, limit: int) -> bytes:
+    size = path.stat().st_size
+    if size > limit:
+        raise DataError(f"{size} bytes, more than the {limit} allowed; simplify it or raise max_megabytes")
+    return path.read_bytes()
+
+
+class _FolderResolver:
+    """Gives trimesh the material and buffer files beside a mesh; no images, nothing outside its folder."""
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self._folder, self._limit = folder.resolve(), limit
+
+    def get(self, name: str) -> bytes:
+        path = (self._folder / name).resolve()
+        if path.suffix.lower() not in (".mtl", ".bin") or not path.is_relative_to(self._folder):
+            raise FileNotFoundError(name)
+        return _read_bounded(path, self._limit)
+
+    def namespaced(self, namespace: str) -> _FolderResolver:
+        """Return a resolver for a folder below this one, as trimesh asks for."""
+        del namespace
+        return self
