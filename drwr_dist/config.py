@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from omegaconf import OmegaConf
+
 
 @dataclass
 class LossConfig:
@@ -126,3 +128,17 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
+
+
+def to_plain(config: TrainConfig) -> dict[str, Any]:
+    """Return `config` as nested dictionaries of plain values, for YAML files and Ray."""
+    container = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def from_plain(content: dict[str, Any]) -> TrainConfig:
+    """Rebuild a configuration from its plain form."""
+    config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), content))
+    assert isinstance(config, TrainConfig)
+    return config

@@ -10,8 +10,6 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from drwr_dist.config import TrainConfig
 from drwr_dist.errors import UsageError
 
@@ -100,10 +98,3 @@ def _value(config: TrainConfig, key: str) -> Any:
     for part in key.split("."):
         value = getattr(value, part)
     return value
-
-
-def plain(config: TrainConfig) -> dict[str, Any]:
-    """Return `config` as nested dictionaries of plain values, for YAML files and Ray."""
-    container = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
-    assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items()}

@@ -66,6 +66,10 @@ class Plan:
         order = self.epoch_order(epoch)
         return [order[self._positions(step)] for step in range(self.steps_per_epoch)]
 
+    def batch_size(self, step: int) -> int:
+        """Return the number of samples in the global batch of global step `step`."""
+        return len(self._positions(step % self.steps_per_epoch))
+
     def _positions(self, step: int) -> np.ndarray:
         # Stream p starts at p·q + min(p, r) for n = q·G + r: the first r streams are one sample longer.
         quotient, rest = divmod(self.samples, self.global_batch)

@@ -1,0 +1,308 @@
+"""Execute the plan: read, check and decode exactly the samples that a rank needs, in the plan's order.
+
+`index -> SampleTable -> Plan -> SampleStream (a torch dataset) -> DataLoader -> Batch`. PyTorch's loader hands
+batches over in the sampler's order whatever the number of loader processes, so the order is the plan's alone.
+A sample that can't be used never raises in a loader process: it travels as a `Failure` to the training loop,
+which decides with all other ranks what happens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from drwr_dist.config import DataConfig, LoaderConfig
+from drwr_dist.data.index import DatasetIndex, load_index, read_sample
+from drwr_dist.data.plan import Plan, rank_slice
+from drwr_dist.data.sample import ObjectSample, composite, decode_sample, split_members
+from drwr_dist.errors import DataError, UsageError
+from drwr_dist.silhouette import binarize, smooth_silhouette
+
+
+@dataclass(frozen=True)
+class SampleTable:
+    """The samples of one split (and category selection), numbered 0 … n-1 in the order of the index."""
+
+    index: DatasetIndex
+    places: tuple[tuple[int, int], ...]  # sample number -> (shard number, position in the shard)
+    keys: tuple[str, ...]
+    shard_sizes: tuple[int, ...]
+
+    @classmethod
+    def select(cls, index: DatasetIndex, split: str, categories: Sequence[str] = ()) -> SampleTable:
+        """Choose the samples of `split` (of `categories`, where any are given).
+
+        Raises:
+            UsageError: a category that the dataset doesn't have.
+            DataError: no sample is left.
+        """
+        unknown = sorted(set(categories) - set(index.categories))
+        if unknown:
+            known = ", ".join(sorted(index.categories))
+            raise UsageError(f"data.categories: {index.root} has no category {unknown[0]}; it has {known}")
+        rows = index.select(split, categories or None)
+        if not rows:
+            raise DataError(f"{index.root}: split {split!r} has no samples")
+        sizes: dict[int, int] = {}
+        for shard, _, _ in rows:
+            sizes[shard] = sizes.get(shard, 0) + 1
+        return cls(
+            index=index,
+            places=tuple((shard, position) for shard, position, _ in rows),
+            keys=tuple(key for _, _, key in rows),
+            shard_sizes=tuple(sizes.values()),
+        )
+
+    def plan(self, seed: int, global_batch: int) -> Plan:
+        """Return the order in which these samples are visited."""
+        return Plan(self.shard_sizes, seed, global_batch)
+
+    def read(self, sample: int, **decoding: Any) -> ObjectSample:
+        """Read and decode one sample; `decoding` goes to `decode_sample`. Raises DataError naming shard and key."""
+        shard, position = self.places[sample]
+        data = read_sample(self.index, shard, position)
+        url = self.index.shards[shard].url
+        key = self.keys[sample]
+        decoded = decode_sample(split_members(data, key=key, shard=url), key=key, shard=url, **decoding)
+        views, side = decoded.images.shape[:2]
+        expected = len(decoding["views"]) if decoding.get("views") else self.index.views
+        if (views, side) != (expected, self.index.image_size):
+            raise DataError(
+                f"{url}: {key}: {views} views of {side} pixels; {self.index.root}/index.json says "
+                f"{self.index.views} views of {self.index.image_size}"
+            )
+        return decoded
+
+
+@dataclass(frozen=True)
+class Example:
+    """One object as training sees it: an input image and the silhouettes that judge the points."""
+
+    key: str
+    image: Tensor  # float32 [3, H, W] in [0, 1], composited on the background
+    masks: Tensor  # float32 [V, H, W] in [0, 1]
+    smooth: Tensor  # float32 [V, H, W], smooth silhouettes of the masks
+    world_to_camera: Tensor  # float64 [V, 4, 4]
+    focal_length: Tensor  # float64 [V], frame widths
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A sample that could not be used, and why (shard, key and reason)."""
+
+    key: str
+    reason: str
+
+
+@dataclass
+class Batch:
+    """A rank's part of a global batch; b may be 0 in the last step of an epoch."""
+
+    keys: list[str]
+    images: Tensor  # float32 [b, 3, H, W]
+    masks: Tensor  # float32 [b, V, H, W]
+    smooth: Tensor  # float32 [b, V, H, W]
+    world_to_camera: Tensor  # float64 [b, V, 4, 4]
+    focal_length: Tensor  # float64 [b, V]
+    failures: list[Failure] = field(default_factory=list)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
+        """Move all tensors to a device, as floating-point numbers of `dtype`."""
+        moved = {
+            name: getattr(self, name).to(device=device, dtype=dtype, non_blocking=True)
+            for name in ("images", "masks", "smooth", "world_to_camera", "focal_length")
+        }
+        return Batch(keys=self.keys, failures=self.failures, **moved)
+
+
+class SampleStream(Dataset[Example | Failure]):
+    """Samples addressed by (epoch, sample number); decoded views are kept in memory up to a bound."""
+
+    def __init__(self, table: SampleTable, plan: Plan, config: DataConfig, cache_megabytes: int = 0):
+        self.table = table
+        self.plan = plan
+        self.config = config
+        self.cache: dict[int, ObjectSample] = {}
+        self.cache_room = cache_megabytes * 2**20
+
+    def __getitem__(self, place: tuple[int, int]) -> Example | Failure:
+        epoch, sample = place
+        try:
+            return self._example(epoch, sample)
+        except DataError as error:
+            return Failure(self.table.keys[sample], str(error))
+
+    def views_of(self, epoch: int, sample: int) -> tuple[int, list[int]]:
+        """Return (input view, supervision views) of a sample in an epoch."""
+        views, supervision = self.table.index.views, self.config.supervision_views
+        if self.config.view_order == "fixed":
+            return 0, list(range(supervision))
+        return self.plan.view_choice(sample, epoch, views, supervision)
+
+    def _example(self, epoch: int, sample: int) -> Example:
+        input_view, supervision = self.views_of(epoch, sample)
+        decoded = self._decoded(sample)
+        image = composite(decoded.images[input_view], decoded.masks[input_view], self.config.background)
+        alpha = torch.from_numpy(decoded.masks[supervision].astype(np.float32) / 255.0)
+        masks = binarize(alpha) if self.config.binarize else alpha
+        return Example(
+            key=decoded.key,
+            image=as_tensor(image),
+            masks=masks,
+            smooth=smooth_silhouette(masks),
+            world_to_camera=torch.from_numpy(decoded.world_to_camera[supervision]),
+            focal_length=torch.from_numpy(decoded.focal_length[supervision]),
+        )
+
+    def _decoded(self, sample: int) -> ObjectSample:
+        # All views are decoded, not only the chosen ones: other epochs choose other views.
+        if sample in self.cache:
+            return self.cache[sample]
+        decoded = self.table.read(sample)
+        size = decoded.images.nbytes + decoded.masks.nbytes
+        if size <= self.cache_room:
+            self.cache[sample] = decoded
+            self.cache_room -= size
+        return decoded
+
+
+def as_tensor(image: NDArray[np.uint8]) -> Tensor:
+    """Turn a uint8 [H, W, 3] image into the float32 [3, H, W] in [0, 1] that the network takes."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).to(torch.float32) / 255.0
+
+
+class _RankSampler(Sampler[list[tuple[int, int]]]):
+    """For each step, the (epoch, sample number) pairs of one rank; possibly none."""
+
+    def __init__(self, plan: Plan, rank: int, world_size: int, start: int, stop: int):
+        self.plan, self.rank, self.world_size, self.start, self.stop = plan, rank, world_size, start, stop
+
+    def __len__(self) -> int:
+        return max(0, self.stop - self.start)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        epoch, batches = -1, []
+        for step in range(self.start, self.stop):
+            if self.plan.epoch_of(step) != epoch:
+                epoch = self.plan.epoch_of(step)
+                batches = self.plan.epoch_batches(epoch)
+            batch = batches[step % self.plan.steps_per_epoch]
+            yield [(epoch, int(sample)) for sample in rank_slice(batch, self.rank, self.world_size)]
+
+
+@dataclass(frozen=True)
+class _Collate:
+    """Stack examples into a Batch; knows the shapes of an empty one."""
+
+    image_size: int
+    views: int
+
+    def __call__(self, items: list[Example | Failure]) -> Batch:
+        examples = [item for item in items if isinstance(item, Example)]
+        side, views = self.image_size, self.views
+
+        def stack(name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            parts = [getattr(example, name) for example in examples]
+            return torch.stack(parts) if parts else torch.zeros((0, *shape), dtype=dtype)
+
+        return Batch(
+            keys=[example.key for example in examples],
+            images=stack("image", 3, side, side),
+            masks=stack("masks", views, side, side),
+            smooth=stack("smooth", views, side, side),
+            world_to_camera=stack("world_to_camera", views, 4, 4, dtype=torch.float64),
+            focal_length=stack("focal_length", views, dtype=torch.float64),
+            failures=[item for item in items if isinstance(item, Failure)],
+        )
+
+
+def batches(
+    table: SampleTable,
+    plan: Plan,
+    data: DataConfig,
+    loader: LoaderConfig,
+    *,
+    rank: int,
+    world_size: int,
+    start: int,
+    stop: int,
+) -> Iterator[Batch]:
+    """Yield this rank's part of the global batches of steps `start` … `stop - 1`.
+
+    Nothing before `start` is read or decoded.
+    """
+    stream = SampleStream(table, plan, data, loader.cache_megabytes)
+    processes: dict[str, Any] = {}
+    if loader.workers:
+        # Not fork: Ray's and gloo's threads do not survive it.
+        processes = {"multiprocessing_context": "forkserver", "prefetch_factor": loader.prefetch, "timeout": 600}
+    yield from DataLoader(
+        stream,
+        batch_sampler=_RankSampler(plan, rank, world_size, start, stop),
+        collate_fn=_Collate(table.index.image_size, data.supervision_views),
+        num_workers=loader.workers,
+        **processes,
+    )
+
+
+@dataclass
+class StreamOptions:
+    """Read the stream of one rank and print a JSON line per step: {"step": …, "keys": […]}."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    split: str = "train"  # split to read
+    seed: int = 0  # of the order of the samples and the views
+    global_batch: int = 8  # objects per step, over all workers
+    world_size: int = 1  # number of workers that share the global batches
+    rank: int = 0  # which of them this is
+    start: int = 0  # first step
+    steps: int = 20  # number of steps
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+
+
+def print_stream(options: StreamOptions) -> None:
+    """Run the verb `shards stream`.
+
+    Raises:
+        UsageError: rank outside the world, or numbers that can't be.
+        DataError: a damaged sample, where data.on_bad_sample is `fail`.
+    """
+    if not 0 <= options.rank < options.world_size:
+        raise UsageError(f"rank={options.rank}: must be in 0 … world_size - 1 = {options.world_size - 1}")
+    if options.global_batch < 1 or options.start < 0 or options.steps < 0:
+        raise UsageError("global_batch must be at least 1, start and steps 0 or more")
+    index = load_index(options.data.path)
+    check_views(options.data, index)
+    table = SampleTable.select(index, options.split, options.data.categories)
+    steps = batches(
+        table,
+        table.plan(options.seed, options.global_batch),
+        options.data,
+        options.loader,
+        rank=options.rank,
+        world_size=options.world_size,
+        start=options.start,
+        stop=options.start + options.steps,
+    )
+    for step, batch in enumerate(steps, options.start):
+        if batch.failures and options.data.on_bad_sample == "fail":
+            raise DataError(batch.failures[0].reason)
+        skipped = {"skipped": [failure.key for failure in batch.failures]} if batch.failures else {}
+        print(json.dumps({"step": step, "keys": batch.keys, **skipped}), flush=True)
+
+
+def check_views(data: DataConfig, index: DatasetIndex) -> None:
+    """Raise UsageError where more supervision views are asked for than the dataset has."""
+    if data.supervision_views > index.views:
+        raise UsageError(
+            f"data.supervision_views={data.supervision_views}: {index.root} has {index.views} views per object; "
+            f"ask for at most {index.views}"
+        )

@@ -1,0 +1,1 @@
+"""Training on Ray: the loop of a worker, its state and checkpoints, the driver."""

@@ -1,0 +1,176 @@
+"""The driver: start or join Ray, run the workers with Ray Train, show the progress, pass on the wish to stop."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from rich.console import Console
+
+from drwr_dist.config import ClusterConfig, TrainConfig, to_plain
+from drwr_dist.engine.board import Board
+from drwr_dist.engine.loop import train_worker
+from drwr_dist.engine.progress import TrainingProgress
+from drwr_dist.errors import TrainingError, UsageError
+from drwr_dist.validation import workers_range
+
+SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray's own list of checkpoints in the run's folder
+
+
+@contextlib.contextmanager
+def run_lock(run: Path) -> Iterator[None]:
+    """Hold the run's folder for this process; the lock ends with the process, however that ends.
+
+    Raises:
+        UsageError: another process is working on the same run.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UsageError(f"{run}: another process is training this run; wait, or take another name=…") from error
+        yield
+
+
+@contextlib.contextmanager
+def ray_session(cluster: ClusterConfig, most_workers: int) -> Iterator[None]:
+    """Start Ray on this machine, or join the cluster that the configuration or RAY_ADDRESS names."""
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    address = os.environ.get("RAY_ADDRESS") or cluster.address
+    quiet: dict[str, Any] = {
+        "log_to_driver": cluster.verbose,
+        "logging_level": logging.INFO if cluster.verbose else logging.ERROR,
+    }
+    if not cluster.verbose:
+        logging.getLogger("ray").setLevel(logging.ERROR)
+    if address == "local":
+        # The promise is that a laptop runs what a cluster runs: more workers than cores share the cores.
+        cores = max(os.cpu_count() or 1, int(most_workers * cluster.cpus_per_worker + 1))
+        ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
+    else:
+        ray.init(address=address, **quiet)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def train(config: TrainConfig, console: Console) -> dict[str, Any]:
+    """Run training to its end, or to an interruption (Ctrl-C, SIGTERM) after which the checkpoint is saved.
+
+    Returns:
+        The workers' outcome: {"outcome": "finished" | "interrupted", "step": …, "skipped": …}.
+
+    Raises:
+        TrainingError: training failed; the message says why.
+    """
+    run = Path(config.storage) / config.name
+    # What lies on disk is the truth (see engine.checkpoint); Ray's list may be cut off or outdated after a kill.
+    (run / SNAPSHOT).unlink(missing_ok=True)
+    board = ray.remote(num_cpus=0)(Board).remote()
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"config": to_plain(config), "board": board},
+        torch_config=TorchConfig(timeout_s=config.cluster.timeout),
+        scaling_config=scaling(config),
+        run_config=RunConfig(
+            name=config.name,
+            storage_path=config.storage,
+            failure_config=FailureConfig(max_failures=config.cluster.max_failures),
+        ),
+    )
+    outcome = _fit_with_progress(trainer, board, config, console)
+    if outcome.get("outcome") == "failed":
+        raise TrainingError(outcome["message"])
+    return outcome
+
+
+def scaling(config: TrainConfig) -> ScalingConfig:
+    """Translate `workers` and `cluster` into Ray Train's terms."""
+    fewest, most = workers_range(config.workers)
+    gpus = config.cluster.gpus_per_worker
+    if gpus < 0:
+        gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= fewest else 0.0
+    resources = {"CPU": config.cluster.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
+    return ScalingConfig(
+        num_workers=fewest if fewest == most else (fewest, most), use_gpu=gpus > 0, resources_per_worker=resources
+    )
+
+
+def _fit_with_progress(trainer: TorchTrainer, board: Any, config: TrainConfig, console: Console) -> dict[str, Any]:
+    """Run `trainer.fit()` in a thread, so that the main thread draws the progress and receives signals."""
+    box: dict[str, Any] = {}
+
+    def fit() -> None:
+        try:
+            box["outcome"] = trainer.fit().return_value
+        except BaseException as error:
+            box["error"] = error
+
+    thread = threading.Thread(target=fit, daemon=True, name="fit")
+    with TrainingProgress(console, config.steps) as progress, _stop_on_signals(board, progress):
+        thread.start()
+        shown = 0
+        while thread.is_alive():
+            thread.join(timeout=0.3)
+            shown = _show(progress, board, shown)
+    if "error" in box:
+        raise TrainingError(first_cause(box["error"])) from box["error"]
+    return dict(box["outcome"] or {"outcome": "failed", "message": "the workers ended without an outcome"})
+
+
+def _show(progress: TrainingProgress, board: Any, shown: int) -> int:
+    """Bring the progress and the notices up to date; return how many notices have been shown."""
+    try:
+        values, notices = ray.get(board.read.remote(), timeout=5)
+    except Exception:  # a busy machine: the next look will do
+        return shown
+    for notice in notices[shown:]:
+        progress.notice(notice)
+    if values:
+        progress.update(values)
+    return len(notices)
+
+
+@contextlib.contextmanager
+def _stop_on_signals(board: Any, progress: TrainingProgress) -> Iterator[None]:
+    """On the first SIGINT or SIGTERM ask the workers to save and end; on the second give up at once."""
+
+    def handle(signum: int, frame: object) -> None:
+        if getattr(handle, "asked", False):
+            raise KeyboardInterrupt
+        handle.asked = True  # type: ignore[attr-defined]
+        progress.notice("stopping: saving a checkpoint first (once more to stop without)")
+        board.request_stop.remote()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def first_cause(error: BaseException) -> str:
+    """Return one line for an error of Ray Train: what the first failed worker said."""
+    failures = getattr(error, "worker_failures", None) or {}
+    for rank, failure in sorted(failures.items()):
+        lines = [line for line in str(failure).splitlines() if line.strip()]
+        return f"worker {rank}: {lines[-1].strip() if lines else type(failure).__name__}"
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__

@@ -1,0 +1,43 @@
+"""The training loop: what every worker runs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+from drwr_dist.config import from_plain
+from drwr_dist.engine.worker import Worker
+from drwr_dist.errors import DrwrError
+
+
+def train_worker(job: dict[str, Any]) -> dict[str, Any]:
+    """Train from the last checkpoint to the last step; return how it ended, the same on all ranks.
+
+    Args:
+        job: {"config": plain TrainConfig, "board": handle of the driver's board}.
+
+    Returns:
+        {"outcome": "finished" | "interrupted" | "failed", "step": steps done, "skipped": samples, "message": …}.
+        Failures that a restart can't mend are returned rather than raised: Ray would only try them again.
+    """
+    config = from_plain(job["config"])
+    try:
+        with Worker(config, job["board"]) as worker:
+            worker.describe(yaml.safe_dump(job["config"], sort_keys=False))
+            done = worker.start
+            for step, batch in worker.batches():
+                tally = worker.forward_backward(step, batch)
+                total = worker.agree(step, batch, tally)
+                gradient_norm = worker.update(step)
+                worker.log(step, total, gradient_norm)
+                done = step + 1
+                last = done == config.steps or total.stop > 0
+                if last or done % config.checkpoint.every == 0:
+                    worker.save(done)
+                if total.stop:
+                    break
+            outcome = "finished" if done >= config.steps else "interrupted"
+            return {"outcome": outcome, "step": done, "skipped": worker.skipped}
+    except DrwrError as error:
+        return {"outcome": "failed", "message": str(error)}

@@ -1,0 +1,69 @@
+"""The progress of training on the terminal: a bar where there is a terminal, a line every few seconds in a log."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn
+
+LOG_INTERVAL = 10.0  # seconds between lines where the output is not a terminal
+
+
+class TrainingProgress:
+    """Shows step, losses, samples per second and the time that is left."""
+
+    def __init__(self, console: Console, steps: int):
+        self.console = console
+        self._steps = steps
+        self._bar: Progress | None = None
+        self._first: tuple[int, float] | None = None  # (step, time) of the first progress: resumed runs start late
+        self._logged = 0.0
+        if console.is_terminal:
+            self._bar = Progress(BarColumn(bar_width=12), TextColumn("{task.description}"), console=console)
+            self._task = self._bar.add_task("starting workers …", total=steps)
+
+    def __enter__(self) -> TrainingProgress:
+        if self._bar:
+            self._bar.start()
+        else:
+            self.console.print("starting workers …")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def notice(self, text: str) -> None:
+        """Print one line above the bar."""
+        self.console.print(text, highlight=False, soft_wrap=True)
+
+    def update(self, values: dict[str, Any]) -> None:
+        """Show the newest progress that rank 0 has posted (a row of metrics.jsonl, with its step)."""
+        now, step = time.monotonic(), int(values["step"])
+        if self._first is None:
+            self._first = (step, now)
+        text = self._text(values, step, now)
+        if self._bar:
+            self._bar.update(self._task, completed=step, description=text)
+        elif now - self._logged >= LOG_INTERVAL or step == self._steps:
+            self.console.print(text, highlight=False, soft_wrap=True)
+            self._logged = now if step < self._steps else float("inf")
+
+    def _text(self, values: dict[str, Any], step: int, now: float) -> str:
+        return (
+            f"{step}/{self._steps} loss {values['loss']:.4f} unary {values['unary']:.4f} "
+            f"repulsion {values['repulsion']:.3f} {values['samples_per_second']:.0f} samples/s {self._left(step, now)}"
+        )
+
+    def _left(self, step: int, now: float) -> str:
+        assert self._first is not None
+        done, elapsed = step - self._first[0], now - self._first[1]
+        if not done:
+            return "ETA …"
+        seconds = round(elapsed / done * (self._steps - step))
+        return f"ETA {seconds // 3600}:{seconds // 60 % 60:02d}:{seconds % 60:02d}"

@@ -1,0 +1,263 @@
+"""One DDP worker: the network, its optimizer, its part of the stream, and the steps of the loop as verbs."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from ray.train.v2.api.report_config import CheckpointUploadMode
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from drwr_dist.config import TrainConfig
+from drwr_dist.data.index import load_index
+from drwr_dist.data.stream import Batch, SampleTable, batches
+from drwr_dist.engine import checkpoint, schedule
+from drwr_dist.engine.agreement import Tally, agree, fail_together
+from drwr_dist.engine.board import Courier
+from drwr_dist.errors import TrainingError
+from drwr_dist.losses import drwr_loss
+from drwr_dist.model import build_model
+from drwr_dist.monitor import Monitor
+
+
+class Worker:
+    """State of one rank. Every method that communicates is called by all ranks at the same step."""
+
+    def __init__(self, config: TrainConfig, board: Any):
+        context = ray.train.get_context()
+        self.config = config
+        self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
+        self.device = ray.train.torch.get_device()
+        self.dtype = torch.float64 if config.precision == "float64" else torch.float32
+        self.run = Path(config.storage) / config.name
+
+        index = load_index(config.data.path)
+        self.table = SampleTable.select(index, config.data.split, config.data.categories)
+        self.plan = self.table.plan(config.seed, config.global_batch)
+
+        torch.manual_seed(config.seed)
+        self.model = build_model(config.model, index.image_size).to(self.device, self.dtype)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=0.0, weight_decay=config.optimizer.weight_decay, fused=True
+        )
+        self.courier = Courier(board) if self.rank == 0 else None
+        self.start, self.skipped = self._restore()
+        self.network = self._distributed()
+        self.monitor = Monitor(self.run, self.start) if self.rank == 0 else None
+        self._clock = (time.perf_counter(), 0.0)
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.monitor:
+            self.monitor.__exit__(kind, error, trace)
+        if self.courier:
+            self.courier.close()
+
+    def _distributed(self) -> torch.nn.Module:
+        if self.world_size == 1:
+            return self.model
+        devices = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(self.model, device_ids=devices, gradient_as_bucket_view=True)
+
+    def _restore(self) -> tuple[int, int]:
+        """Load the newest sound checkpoint, if there is one; return (steps done, samples skipped so far)."""
+        loaded = checkpoint.load_newest(self.run)
+        if loaded is None:
+            return 0, 0
+        self.model.load_state_dict(loaded.state["model"])
+        self.optimizer.load_state_dict(loaded.state["optimizer"])
+        torch.set_rng_state(loaded.state["random"])
+        if self.courier:
+            for damage in loaded.damaged:
+                self.courier.notice(f"passed over a damaged checkpoint: {damage}")
+            self.courier.notice(f"resuming after step {loaded.step} from {loaded.path}")
+        return loaded.step, int(loaded.state["skipped"])
+
+    def batches(self) -> Iterator[tuple[int, Batch]]:
+        """Yield (step, this rank's part of its global batch) from where the run stands to its last step."""
+        stream = batches(
+            self.table,
+            self.plan,
+            self.config.data,
+            self.config.loader,
+            rank=self.rank,
+            world_size=self.world_size,
+            start=self.start,
+            stop=self.config.steps,
+        )
+        for step, batch in enumerate(stream, self.start):
+            yield step, batch.to(self.device, self.dtype)
+
+    def forward_backward(self, step: int, batch: Batch) -> Tally:
+        """Compute this rank's losses and, through DDP, the gradient of the global batch's mean loss."""
+        loss_config = dataclasses.replace(
+            self.config.loss, repulsion_weight=schedule.repulsion_weight(self.config.loss, step, self.config.steps)
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        points = self._points(batch)
+        tally = self._tally_of(batch)
+        if not batch.keys:
+            (points.sum() * 0.0).backward()  # takes part in the all-reduce with a zero gradient
+            return tally
+        losses = objective(points, batch, loss_config)
+        # DDP averages over ranks; this weight makes that the mean over the samples of the global batch.
+        planned = self.plan.batch_size(step)
+        (losses.total * (len(batch.keys) * self.world_size / planned)).backward()
+        tally.samples = len(batch.keys)
+        tally.loss = float(losses.total.detach()) * tally.samples
+        tally.unary = float(losses.unary.detach()) * tally.samples
+        tally.repulsion = float(losses.repulsion.detach()) * tally.samples
+        if not torch.isfinite(losses.total):
+            tally.not_finite = 1.0
+            self._suspects = not_finite_keys(points.detach(), batch, loss_config)
+        return tally
+
+    def _points(self, batch: Batch) -> Tensor:
+        mixed = self.config.precision in ("auto", "bfloat16") and self.device.type == "cuda"
+        mixed = mixed or self.config.precision == "bfloat16"
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=mixed):
+            points: Tensor = self.network(batch.images)
+        return points.to(self.dtype)  # the losses need float32: pixel coordinates have more than 8 bits
+
+    def _tally_of(self, batch: Batch) -> Tally:
+        bad = float(len(batch.failures))
+        skip = self.config.data.on_bad_sample == "skip"
+        stop = self.courier is not None and self.courier.stop_requested
+        return Tally(skipped=bad if skip else 0.0, failed=0.0 if skip else bad, stop=float(stop))
+
+    def agree(self, step: int, batch: Batch, tally: Tally) -> Tally:
+        """Sum the tally over all ranks; raise TrainingError on all of them where the step must not be made."""
+        total = agree(tally, self.device)
+        if total.failed:
+            fail_together(batch.failures[0].reason if batch.failures else None)
+        if total.not_finite:
+            suspects = ", ".join(self._suspects) if tally.not_finite else ""
+            fail_together(
+                f"step {step}: the loss is not finite on rank {self.rank} (samples {suspects}); lower "
+                "optimizer.learning_rate or look at these samples with `shards verify`"
+                if suspects
+                else None
+            )
+        self.skipped += int(total.skipped)
+        self._limit_skips(step)
+        return total
+
+    def _limit_skips(self, step: int) -> None:
+        seen = min(step + 1, self.config.steps) * self.config.global_batch
+        allowed = max(self.config.data.max_skip_fraction * seen, self.config.data.max_skip_fraction * self.plan.samples)
+        if self.skipped > allowed:
+            raise TrainingError(
+                f"step {step}: {self.skipped} samples were skipped, more than data.max_skip_fraction="
+                f"{self.config.data.max_skip_fraction} allows; run `shards verify data={self.config.data.path}`"
+            )
+
+    def update(self, step: int) -> float:
+        """Clip the gradient, set the learning rate, step the optimizer; return the gradient's norm."""
+        clip = self.config.optimizer.gradient_clip or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), clip)
+        if not torch.isfinite(norm):  # the same on all ranks: the gradient is already averaged
+            raise TrainingError(f"step {step}: the gradient is not finite; lower optimizer.learning_rate")
+        for group in self.optimizer.param_groups:
+            group["lr"] = schedule.learning_rate(self.config.optimizer, step, self.config.steps)
+        self.optimizer.step()
+        return float(norm)
+
+    def log(self, step: int, total: Tally, gradient_norm: float) -> None:
+        """Show the progress; every `log_every` steps, and at the last one, write a row of the history."""
+        done, samples = step + 1, max(1.0, total.samples)
+        if not (self.monitor and self.courier):
+            return
+        since, count = self._clock
+        elapsed, count = time.perf_counter() - since, count + total.samples
+        row = {
+            "epoch": self.plan.epoch_of(step),
+            "loss": total.loss / samples,
+            "unary": total.unary / samples,
+            "repulsion": total.repulsion / samples,
+            "repulsion_weight": schedule.repulsion_weight(self.config.loss, step, self.config.steps),
+            "learning_rate": schedule.learning_rate(self.config.optimizer, step, self.config.steps),
+            "gradient_norm": gradient_norm,
+            "samples_per_second": count / max(elapsed, 1e-9),
+            "skipped": self.skipped,
+        }
+        self.courier.progress(step=done, **row)
+        self._clock = (since, count)
+        if done % self.config.log_every == 0 or done == self.config.steps:
+            self.monitor.log(done, row)
+            self._clock = (time.perf_counter(), 0.0)
+
+    def save(self, steps_done: int) -> None:
+        """Write a checkpoint (rank 0) and report it to Ray (all ranks)."""
+        problem, path = None, None
+        if self.rank == 0:
+            try:
+                path = checkpoint.write(self.run, steps_done, self._state(), {"seed": self.config.seed})
+                checkpoint.prune(self.run, self.config.checkpoint.keep)
+            except TrainingError as error:
+                problem = str(error)
+        fail_together(problem)
+        ray.train.report(
+            {"step": steps_done},
+            checkpoint=ray.train.Checkpoint(str(path)) if path else None,
+            checkpoint_dir_name=f"{checkpoint.FOLDER}/step-{steps_done:08d}",
+            checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
+        )
+
+    def _state(self) -> dict[str, Any]:
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": torch.get_rng_state(),
+            "skipped": self.skipped,
+        }
+
+    def describe(self, config_yaml: str) -> None:
+        """Write the resolved configuration to TensorBoard (rank 0, once)."""
+        if self.monitor and self.start == 0:
+            self.monitor.text("config", config_yaml)
+
+
+def objective(points: Tensor, batch: Batch, config: Any) -> Any:
+    """Evaluate the loss of a batch: points [b, N, 3] in the object frame against its silhouettes."""
+    return drwr_loss(
+        points,
+        batch.world_to_camera,
+        batch.masks,
+        batch.smooth,
+        focal_length=batch.focal_length,
+        grid=config.grid,
+        config=config,
+        semantics=config.semantics,
+        method=config.method,
+    )
+
+
+@torch.no_grad()
+def not_finite_keys(points: Tensor, batch: Batch, config: Any) -> list[str]:
+    """Return the keys of the samples whose own loss is not finite (all keys, where it is only their sum)."""
+    suspects = []
+    for row, key in enumerate(batch.keys):
+        part = slice(row, row + 1)
+        alone = Batch(
+            keys=[key],
+            images=batch.images[part],
+            masks=batch.masks[part],
+            smooth=batch.smooth[part],
+            world_to_camera=batch.world_to_camera[part],
+            focal_length=batch.focal_length[part],
+        )
+        if not torch.isfinite(objective(points[part], alone, config).total):
+            suspects.append(key)
+    return suspects or list(batch.keys)

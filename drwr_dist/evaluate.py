@@ -1,0 +1,225 @@
+"""`python -m drwr_dist.evaluate`: measure a trained run on a split, beside two references.
+
+For each object, every view in turn is the input image; the numbers of an object are means over its views.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from drwr_dist.camera import project
+from drwr_dist.cli import load_options, run_verb
+from drwr_dist.config import TrainConfig
+from drwr_dist.data.index import load_index
+from drwr_dist.data.sample import ObjectSample, composite
+from drwr_dist.data.stream import SampleTable, as_tensor
+from drwr_dist.errors import DataError, UsageError
+from drwr_dist.metrics import nearest_distances, silhouette_iou
+from drwr_dist.point_cloud import write_ply
+from drwr_dist.results import print_table, write_result
+from drwr_dist.run import TrainedRun, load_run, untrained_model
+
+PREDICTIONS = "predictions"
+
+# images [V, 3, H, W] of one object, and its category -> points [V, N, 3], object frame
+Predictor = Callable[[Tensor, str], Tensor]
+
+
+@dataclass
+class EvaluateOptions:
+    """Measure a trained run on a split; writes result.json, result.txt and predictions/ into the run's folder."""
+
+    run: str = "???"  # folder of the run: <storage>/<name>
+    data: str | None = None  # folder or URL of the dataset; none: the one the run was trained on
+    split: str = "test"  # train | val | test
+    categories: list[str] = field(default_factory=list)  # only these; empty: all
+    predictions: bool = True  # write a PLY per object and input view
+    references: bool = True  # evaluate the untrained network and the mean shape too
+
+
+def evaluate_run(run: TrainedRun, options: EvaluateOptions, console: Console) -> dict[str, Any]:
+    """Evaluate one run as `options` say; write the results into its folder and return this split's block.
+
+    Raises:
+        UsageError: the dataset doesn't fit the network, or has no such split or category.
+        DataError: a damaged sample.
+    """
+    index = load_index(options.data or run.config.data.path)
+    if index.image_size != run.image_size:
+        raise UsageError(
+            f"data={index.root}: images of {index.image_size} pixels; the run was trained on {run.image_size}"
+        )
+    table = SampleTable.select(index, options.split, options.categories)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    folder = run.path / PREDICTIONS if options.predictions else None
+    predictor = network_predictor(run.model.to(device), device)
+    block = measure(predictor, table, run.config, folder, f"{options.split}: trained", console)
+    if options.references:
+        block["references"] = references(run, table, options, console, device)
+    write_result(run.path, options.split, run.step, block)
+    return block
+
+
+def network_predictor(model: torch.nn.Module, device: torch.device) -> Predictor:
+    """Wrap a network for `measure`."""
+    dtype = next(model.parameters()).dtype
+
+    @torch.no_grad()
+    def predict(images: Tensor, category: str) -> Tensor:
+        points: Tensor = model(images.to(device, dtype))
+        return points.float().cpu()
+
+    return predict
+
+
+def references(
+    run: TrainedRun, table: SampleTable, options: EvaluateOptions, console: Console, device: torch.device
+) -> dict[str, Any]:
+    """Measure what a reader compares with: the untrained network, and each category's mean shape."""
+    blocks = {}
+    untrained = network_predictor(untrained_model(run.config, run.image_size).to(device), device)
+    blocks["untrained"] = measure(untrained, table, run.config, None, f"{options.split}: untrained", console)
+    shapes = mean_shapes(table, run.config.model.points, run.config.seed)
+    if shapes:
+
+        def constant(images: Tensor, category: str) -> Tensor:
+            return shapes[category].expand(1, -1, -1)  # the same for every view: measured once
+
+        blocks["mean_shape"] = measure(constant, table, run.config, None, f"{options.split}: mean shape", console)
+    for block in blocks.values():
+        del block["objects"]
+    return blocks
+
+
+def mean_shapes(table: SampleTable, points: int, seed: int) -> dict[str, Tensor]:
+    """Return, per category of `table`, a random subset [points, 3] of all its training objects' ground truths.
+
+    This reference has seen 3D, which training never does. Empty where a category has no training ground truth.
+    """
+    categories = sorted({key.split("/")[0] for key in table.keys})
+    shapes = {}
+    for category in categories:
+        if not table.index.select("train", [category]):
+            return {}
+        training = SampleTable.select(table.index, "train", [category])
+        clouds = [training.read(number, views=[0], with_points=True).points for number in range(len(training.keys))]
+        known = [cloud for cloud in clouds if cloud is not None]
+        if not known:
+            return {}
+        union = np.concatenate(known)
+        chosen = np.random.default_rng(seed).choice(len(union), points, replace=len(union) < points)
+        shapes[category] = torch.from_numpy(union[chosen])
+    return shapes
+
+
+def measure(
+    predictor: Predictor, table: SampleTable, config: TrainConfig, folder: Path | None, title: str, console: Console
+) -> dict[str, Any]:
+    """Run a predictor on every object and view of `table` and average what it scores.
+
+    Args:
+        predictor: images of one object to points.
+        table: the objects.
+        config: for the background colour.
+        folder: where `<category>/<object>.<view>.ply` are written; None writes nothing.
+        title: of the progress bar.
+        console: where the bar is drawn.
+    """
+    objects: dict[str, dict[str, float]] = {}
+    for number in track(range(len(table.keys)), title, console=console, transient=True):
+        sample = table.read(number, with_points=True)
+        images = composite(sample.images, sample.masks, config.data.background)
+        points = predictor(torch.stack([as_tensor(image) for image in images]), sample.key.split("/")[0])
+        if not torch.isfinite(points).all():
+            raise DataError(f"{sample.key}: the network's prediction is not finite")
+        if folder:
+            for view, cloud in enumerate(points):
+                write_ply(folder / f"{sample.key}.{view:02d}.ply", cloud.numpy())
+        objects[sample.key] = object_metrics(points, sample)
+    return summarise(objects, table.index.views)
+
+
+def object_metrics(points: Tensor, sample: ObjectSample) -> dict[str, float]:
+    """Score the predictions [V, N, 3] from each view of one object (V = 1: the same prediction for all views)."""
+    rows = []
+    for view, cloud in enumerate(points):
+        row = {"silhouette_iou": held_out_iou(cloud, sample, view if len(points) > 1 else None)}
+        if sample.points is not None:
+            row |= cloud_metrics(cloud, torch.from_numpy(sample.points))
+        rows.append(row)
+    metrics = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    if "chamfer" in metrics:
+        metrics["chamfer_best_view"] = min(row["chamfer"] for row in rows)
+    return metrics
+
+
+def cloud_metrics(predicted: Tensor, target: Tensor) -> dict[str, float]:
+    """Compare one predicted cloud [N, 3] with the ground truth [M, 3]; Chamfer distances are × 100."""
+    forward, backward = nearest_distances(predicted, target), nearest_distances(target, predicted)
+    row = {
+        "chamfer": 100 * float(forward.mean() + backward.mean()),
+        "chamfer_predicted_to_target": 100 * float(forward.mean()),
+        "chamfer_target_to_predicted": 100 * float(backward.mean()),
+    }
+    for percent in (1, 2):
+        precision, recall = _share(forward, percent / 100), _share(backward, percent / 100)
+        row[f"f_score_{percent}"] = 2 * precision * recall / max(precision + recall, 1e-12)
+    return row
+
+
+def _share(distances: Tensor, threshold: float) -> float:
+    return float((distances < threshold).double().mean())
+
+
+def held_out_iou(points: Tensor, sample: ObjectSample, input_view: int | None) -> float:
+    """Return the mean silhouette IoU of one prediction [N, 3] over all views but the input view."""
+    views = [view for view in range(len(sample.masks)) if view != input_view]
+    cameras = torch.from_numpy(sample.world_to_camera[views]).float()
+    focal = torch.from_numpy(sample.focal_length[views]).float()
+    xy, _ = project(points.expand(len(views), -1, -1), cameras, focal)
+    masks = torch.from_numpy(sample.masks[views].astype(np.float32) / 255.0)
+    return float(np.mean([float(silhouette_iou(xy[row], masks[row])) for row in range(len(views))]))
+
+
+def summarise(objects: Mapping[str, Mapping[str, float]], views: int) -> dict[str, Any]:
+    """Average objects into categories and overall (means over objects)."""
+    categories = sorted({key.split("/")[0] for key in objects})
+    return {
+        "views": views,
+        "overall": _mean(objects.values()),
+        "categories": {
+            name: _mean(row for key, row in objects.items() if key.split("/")[0] == name) for name in categories
+        },
+        "objects": {key: dict(row) for key, row in objects.items()},
+    }
+
+
+def _mean(rows: Iterable[Mapping[str, float]]) -> dict[str, Any]:
+    rows = list(rows)
+    names = sorted({name for row in rows for name in row})
+    means = {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
+    return {"objects": len(rows), **means}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb."""
+    options = load_options(EvaluateOptions, arguments, verb="evaluate")
+    console = Console(stderr=False)
+    run = load_run(Path(options.run))
+    block = evaluate_run(run, options, console)
+    print_table(console, options.split, block)
+    console.print(f"written: {run.path / 'result.json'}", soft_wrap=True, highlight=False)
+    return 0
+
+
+if __name__ == "__main__":
+    run_verb(main)

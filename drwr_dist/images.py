@@ -1,0 +1,120 @@
+"""From any image file to what the network takes: framed, scaled and composited as the training images are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from drwr_dist.data.sample import FOREGROUND, composite, mask_fault
+from drwr_dist.errors import DataError
+
+# How the training images are framed: the unit cube's object, seen from distance 2 with focal length 1.875. The
+# longer side of its silhouette's box is this fraction of the frame, typically.
+TYPICAL_EXTENT = 0.75
+# A silhouette whose box is at least this long and at most this far off the centre is framed like that already.
+FRAMED_EXTENT = (0.45, 1.0)
+FRAMED_OFFSET = 0.15
+
+MAX_PIXELS = 100_000_000  # larger images are refused before they are decoded
+
+
+def load_image(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    """Read an image file of any format that Pillow knows.
+
+    Returns:
+        RGB [H, W, 3] and alpha [H, W], or None where the image has no alpha channel (or an opaque one).
+
+    Raises:
+        DataError: the file is missing, not an image, cut short, or too large; names the file.
+    """
+    try:
+        with Image.open(path) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise DataError(f"{path}: {image.width} × {image.height} pixels; at most {MAX_PIXELS} are read")
+            upright = ImageOps.exif_transpose(image)
+            pixels = np.asarray(upright.convert("RGBA"))
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file") from error
+    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{path}: not an image that can be read ({error})") from error
+    alpha = pixels[..., 3]
+    return pixels[..., :3].copy(), None if (alpha == 255).all() and not _has_alpha(upright) else alpha.copy()
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
+
+
+def prepare(path: Path, size: int, background: float, crop: str = "auto") -> NDArray[np.uint8]:
+    """Read an image and make it a network input.
+
+    With alpha, the object is cut out, laid over the background, and framed like the training images: `auto` leaves
+    an image that is framed so already, `always` and `never` say what they do. Without alpha, the image is taken
+    as it is, with the background added around it where it is not square.
+
+    Args:
+        path: the file.
+        size: pixels a side of the network's input.
+        background: grey level in [0, 1].
+        crop: auto | always | never.
+
+    Returns:
+        uint8 RGB [size, size, 3].
+
+    Raises:
+        DataError: not an image, or an alpha channel that is empty or full.
+    """
+    image, alpha = load_image(path)
+    if alpha is None:
+        alpha = np.full(image.shape[:2], 255, dtype=np.uint8)
+        box = _padded(alpha)
+    else:
+        if reason := mask_fault(alpha):
+            raise DataError(f"{path}: {reason}")
+        box = _framing_box(alpha, crop)
+    return composite(*_cut(image, alpha, box, size), background)
+
+
+def _padded(alpha: NDArray[np.uint8]) -> tuple[float, float, float]:
+    height, width = alpha.shape
+    return width / 2, height / 2, float(max(width, height))
+
+
+def _framing_box(alpha: NDArray[np.uint8], crop: str) -> tuple[float, float, float]:
+    """Return the square (centre x, centre y, side) in pixels that becomes the frame."""
+    rows, columns = np.nonzero(alpha >= FOREGROUND)
+    left, right = float(columns.min()), float(columns.max()) + 1
+    top, bottom = float(rows.min()), float(rows.max()) + 1
+    extent, x, y = max(right - left, bottom - top), (left + right) / 2, (top + bottom) / 2
+    whole_x, whole_y, side = _padded(alpha)
+    offset = max(abs(x - whole_x), abs(y - whole_y)) / side
+    framed = FRAMED_EXTENT[0] <= extent / side <= FRAMED_EXTENT[1] and offset <= FRAMED_OFFSET
+    if crop == "never" or (crop == "auto" and framed):
+        return whole_x, whole_y, side
+    return x, y, extent / TYPICAL_EXTENT
+
+
+def _cut(
+    image: NDArray[np.uint8], alpha: NDArray[np.uint8], box: tuple[float, float, float], size: int
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Cut a square out of RGB and alpha (transparent outside the image) and scale it to `size`."""
+    if box == _padded(alpha) and alpha.shape == (size, size):
+        return image, alpha  # already what the network takes: not a pixel changes
+    x, y, side = box
+    # Premultiplied, so that colours under transparent pixels don't bleed into the object.
+    opacity = alpha.astype(np.float32) / 255.0
+    layers = np.dstack([image.astype(np.float32) * opacity[..., None], opacity])
+    left, top, pixels = round(x - side / 2), round(y - side / 2), max(1, round(side))
+    square = np.zeros((pixels, pixels, 4), dtype=np.float32)
+    height, width = alpha.shape
+    x0, x1 = max(left, 0), min(left + pixels, width)
+    y0, y1 = max(top, 0), min(top + pixels, height)
+    square[y0 - top : y1 - top, x0 - left : x1 - left] = layers[y0:y1, x0:x1]
+    scaled = cv2.resize(square, (size, size), interpolation=cv2.INTER_AREA if pixels > size else cv2.INTER_LINEAR)
+    opacity = scaled[..., 3:]
+    colour = np.divide(scaled[..., :3], opacity, out=np.zeros_like(scaled[..., :3]), where=opacity > 1e-6)
+    return np.rint(colour.clip(0, 255)).astype(np.uint8), np.rint(opacity[..., 0] * 255).astype(np.uint8)

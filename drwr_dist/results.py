@@ -1,0 +1,102 @@
+"""What an evaluation found: result.json, result.txt and the table on the terminal."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from drwr_dist.run import RESULT, load_result
+
+RESULT_TEXT = "result.txt"
+
+DEFINITIONS = {
+    "chamfer": {
+        "definition": "mean unsquared distance from each predicted point to the nearest ground-truth point, plus the "
+        "same the other way; × 100; mean over input views",
+        "unit": "1/100 of the unit cube's side",
+    },
+    "chamfer_predicted_to_target": {
+        "definition": "the first of the two means in chamfer, × 100; mean over input views",
+        "unit": "1/100 of the unit cube's side",
+    },
+    "chamfer_target_to_predicted": {
+        "definition": "the second of the two means in chamfer, × 100; mean over input views",
+        "unit": "1/100 of the unit cube's side",
+    },
+    "chamfer_best_view": {
+        "definition": "chamfer of the best input view of each object (what the released code reports)",
+        "unit": "1/100 of the unit cube's side",
+    },
+    "f_score_1": {
+        "definition": "harmonic mean of the fractions of predicted and of ground-truth points that have a "
+        "counterpart within 0.01; mean over input views",
+        "unit": "fraction",
+    },
+    "f_score_2": {
+        "definition": "as f_score_1, within 0.02",
+        "unit": "fraction",
+    },
+    "silhouette_iou": {
+        "definition": "intersection over union of the drawn projections and the silhouette, in the views other than "
+        "the input view; mean over them and over input views",
+        "unit": "fraction",
+    },
+}
+
+
+def write_result(run: Path, split: str, step: int, block: dict[str, Any]) -> None:
+    """Put one split's results beside those of other splits in result.json, and make result.txt anew."""
+    result = load_result(run)
+    if result.get("step") != step:
+        result = {"step": step, "definitions": DEFINITIONS, "splits": {}}
+    result["splits"][split] = block
+    _replace(run / RESULT, json.dumps(result, indent=1) + "\n")
+    text = io.StringIO()
+    for name, content in result["splits"].items():
+        print_table(Console(file=text, width=150), name, content)
+    notes = [f"{name}: {entry['definition']} ({entry['unit']})" for name, entry in DEFINITIONS.items()]
+    _replace(run / RESULT_TEXT, text.getvalue() + "\n" + "\n".join(notes) + "\n")
+
+
+def print_table(console: Console, split: str, block: dict[str, Any]) -> None:
+    """Print one split's table: per category, Chamfer × 100 of the references and the trained network, and more."""
+    table = Table(title=f"{split}: Chamfer × 100, mean over {block['views']} input views (lower is better)")
+    for name in ("category", "objects", "untrained", "mean shape", "trained"):
+        table.add_column(name, justify="left" if name == "category" else "right")
+    for name in ("best view", "F@1%", "F@2%", "IoU"):
+        table.add_column(name, justify="right", style="dim")
+    for name, row in [*block["categories"].items(), ("all objects", block["overall"])]:
+        table.add_row(
+            name,
+            str(row["objects"]),
+            _reference(block, "untrained", name),
+            _reference(block, "mean_shape", name),
+            _number(row, "chamfer"),
+            _number(row, "chamfer_best_view"),
+            _number(row, "f_score_1", 3),
+            _number(row, "f_score_2", 3),
+            _number(row, "silhouette_iou", 3),
+        )
+    console.print(table)
+
+
+def _reference(block: dict[str, Any], reference: str, category: str) -> str:
+    found = block.get("references", {}).get(reference)
+    if not found:
+        return "-"
+    return _number(found["categories"].get(category, found["overall"]), "chamfer")
+
+
+def _number(row: dict[str, Any], name: str, digits: int = 2) -> str:
+    return f"{row[name]:.{digits}f}" if name in row else "-"
+
+
+def _replace(path: Path, content: str) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(content, encoding="utf-8")
+    partial.replace(path)

@@ -1,0 +1,122 @@
+"""A run on disk: `<storage>/<name>/` with its configuration, checkpoints, history and results."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from drwr_dist.config import TrainConfig, from_plain, to_plain
+from drwr_dist.engine import checkpoint
+from drwr_dist.errors import DataError, UsageError
+from drwr_dist.model import build_model
+
+CONFIG = "config.yaml"
+RESULT = "result.json"
+
+# What may differ when a run is continued: none of it changes what is learnt.
+FREE_KEYS = {"name", "storage", "steps", "workers", "log_every", "overwrite"}
+FREE_GROUPS = {"loader", "checkpoint", "evaluation", "cluster"}
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """A run that can predict."""
+
+    path: Path
+    config: TrainConfig
+    image_size: int  # pixels a side of the images that the network takes
+    step: int  # steps that the loaded weights have been trained
+    model: torch.nn.Module  # in evaluation mode, on the CPU
+
+
+def save_config(run: Path, config: TrainConfig, image_size: int) -> None:
+    """Write the resolved configuration, with the image size of the data it was made for."""
+    partial = run / f".{CONFIG}.partial"
+    run.mkdir(parents=True, exist_ok=True)
+    partial.write_text(f"# image_size: {image_size}\n" + yaml.safe_dump(to_plain(config), sort_keys=False))
+    partial.replace(run / CONFIG)
+
+
+def load_config(run: Path) -> tuple[TrainConfig, int]:
+    """Read a run's configuration; return it and the image size.
+
+    Raises:
+        UsageError: there is no run in this folder.
+        DataError: its configuration can't be read.
+    """
+    path = run / CONFIG
+    if not path.exists():
+        raise UsageError(f"run={run}: no run here (no {CONFIG}); give the folder <storage>/<name> of a training run")
+    try:
+        text = path.read_text(encoding="utf-8")
+        image_size = int(text.splitlines()[0].removeprefix("# image_size: "))
+        return from_plain(yaml.safe_load(text)), image_size
+    except Exception as error:
+        raise DataError(f"{path}: not a run's configuration: {str(error).splitlines()[0]}") from error
+
+
+def load_run(run: Path) -> TrainedRun:
+    """Read a run's newest sound checkpoint into its network.
+
+    Raises:
+        UsageError: there is no run, or it has no checkpoint yet.
+        TrainingError: every checkpoint is damaged.
+    """
+    config, image_size = load_config(run)
+    loaded = checkpoint.load_newest(run)
+    if loaded is None:
+        raise UsageError(f"run={run}: no checkpoint yet; train it first")
+    model = untrained_model(config, image_size)
+    model.load_state_dict(loaded.state["model"])
+    return TrainedRun(run, config, image_size, loaded.step, model.eval())
+
+
+def untrained_model(config: TrainConfig, image_size: int) -> torch.nn.Module:
+    """Return the network with which this run starts: the same seed gives the same weights."""
+    torch.manual_seed(config.seed)
+    return build_model(config.model, image_size).eval()
+
+
+def refuse_changes(run: Path, config: TrainConfig) -> None:
+    """Raise UsageError where a run of this name exists that learns something else."""
+    before, after = to_plain(load_config(run)[0]), to_plain(config)
+    for key, value in _flat(after):
+        if key in FREE_KEYS or key.split(".")[0] in FREE_GROUPS:
+            continue
+        old = dict(_flat(before)).get(key)
+        if old != value:
+            raise UsageError(
+                f"{key}={value}: run {run} was started with {key}={old}; give that, another name=…, or overwrite=true"
+            )
+
+
+def _flat(content: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for key, value in content.items():
+        rows += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
+    return rows
+
+
+def remove(run: Path) -> list[str]:
+    """Remove everything that lies in a run's folder, but its lock; return the names of what was removed."""
+    removed = []
+    for path in sorted(run.iterdir()) if run.exists() else []:
+        if path.name != ".lock":
+            removed.append(path.name)
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    return removed
+
+
+def load_result(run: Path) -> dict[str, Any]:
+    """Read result.json, or return {} where there is none (or a damaged one: it can be made again)."""
+    try:
+        content = json.loads((run / RESULT).read_text(encoding="utf-8"))
+    except (OSError, json.JSONDecodeError):
+        return {}
+    return content if isinstance(content, dict) else {}

@@ -1,0 +1,149 @@
+"""`python -m drwr_dist.train`: train a network on the shards, evaluate it, and show what came out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from drwr_dist.cli import load_options, run_verb
+from drwr_dist.config import TrainConfig
+from drwr_dist.data.index import DatasetIndex, load_index
+from drwr_dist.data.stream import SampleTable, check_views
+from drwr_dist.engine import driver
+from drwr_dist.errors import UsageError
+from drwr_dist.evaluate import PREDICTIONS, EvaluateOptions, evaluate_run
+from drwr_dist.gallery import write_gallery
+from drwr_dist.model import HALVINGS
+from drwr_dist.monitor import TENSORBOARD
+from drwr_dist.results import RESULT_TEXT, print_table
+from drwr_dist.run import CONFIG, RESULT, load_result, load_run, refuse_changes, remove, save_config
+from drwr_dist.validation import validate, workers_range
+
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the verb."""
+    config = resolve_paths(load_options(TrainConfig, arguments, verb="train"))
+    validate(config)
+    index = load_index(config.data.path)
+    table = check_against_data(config, index)
+    console = Console()
+    run = Path(config.storage) / config.name
+    with driver.run_lock(run):
+        prepare(run, config, index, console)
+        if is_complete(run, config):
+            console.print(f"{run}: complete after {config.steps} steps, nothing to do (overwrite=true starts afresh)")
+            show(run, config, load_result(run)["splits"].get(config.evaluation.split), console)
+            return 0
+        describe(config, table, console)
+        with driver.ray_session(config.cluster, workers_range(config.workers)[1]):
+            outcome = driver.train(config, console)
+        if outcome["outcome"] == "interrupted":
+            console.print(f"interrupted after step {outcome['step']}; the same command continues from there")
+            return INTERRUPTED
+        if outcome["skipped"]:
+            console.print(f"{outcome['skipped']} damaged samples were skipped (data.on_bad_sample=skip)")
+        show(run, config, finish(run, config, console), console)
+    return 0
+
+
+def resolve_paths(config: TrainConfig) -> TrainConfig:
+    """Make local paths absolute: workers run in other folders."""
+    config.storage = os.path.abspath(os.path.expanduser(config.storage)) if "://" not in config.storage else ""
+    if not config.storage:
+        raise UsageError("storage must be a folder (a shared one where there are several nodes), not a URL")
+    if "://" not in config.data.path:
+        config.data.path = os.path.abspath(os.path.expanduser(config.data.path))
+    return config
+
+
+def check_against_data(config: TrainConfig, index: DatasetIndex) -> SampleTable:
+    """Check what the configuration asks of the dataset, before any worker starts; return the training samples.
+
+    Raises:
+        UsageError: names the key and the fix.
+        DataError: the split has no samples.
+    """
+    check_views(config.data, index)
+    if index.image_size % config.loss.grid:
+        raise UsageError(f"loss.grid={config.loss.grid}: must divide the image size {index.image_size} of {index.root}")
+    if index.image_size % 2**HALVINGS:
+        raise UsageError(
+            f"data={index.root}: images of {index.image_size} pixels; the network needs a multiple of {2**HALVINGS}, "
+            "import the data again with another size"
+        )
+    table = SampleTable.select(index, config.data.split, config.data.categories)
+    if config.evaluation.split:
+        SampleTable.select(index, config.evaluation.split, config.data.categories)
+    return table
+
+
+def prepare(run: Path, config: TrainConfig, index: DatasetIndex, console: Console) -> None:
+    """Make the run's folder ready: afresh with overwrite=true, else as it was, if it learns the same."""
+    if config.overwrite and (run / CONFIG).exists():
+        console.print(f"overwrite=true: removed from {run}: {', '.join(remove(run))}", highlight=False)
+    if (run / CONFIG).exists():
+        refuse_changes(run, config)
+    save_config(run, config, index.image_size)
+
+
+def is_complete(run: Path, config: TrainConfig) -> bool:
+    """Say whether the run has been trained for all its steps and evaluated as it should."""
+    result = load_result(run)
+    return result.get("step") == config.steps and (
+        not config.evaluation.split or config.evaluation.split in result["splits"]
+    )
+
+
+def describe(config: TrainConfig, table: SampleTable, console: Console) -> None:
+    """Print the derived numbers with their arithmetic."""
+    plan = table.plan(config.seed, config.global_batch)
+    views = config.data.supervision_views
+    console.print(
+        f"run {config.name}: {plan.samples} training objects of {table.index.root}\n"
+        f"global batch {config.global_batch} objects × {views} silhouettes = {config.global_batch * views}, "
+        f"over {config.workers} worker(s); {plan.steps_per_epoch} steps an epoch, "
+        f"{config.steps} steps = {config.steps / plan.steps_per_epoch:.1f} epochs\n"
+        f"{config.model.points} points, loss {config.loss.semantics} on a grid of {config.loss.grid}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def finish(run: Path, config: TrainConfig, console: Console) -> dict[str, Any] | None:
+    """Evaluate the trained run as the configuration asks; return the split's results."""
+    if not config.evaluation.split:
+        return None
+    options = EvaluateOptions(
+        run=str(run),
+        split=config.evaluation.split,
+        categories=config.data.categories,
+        predictions=config.evaluation.predictions,
+        references=config.evaluation.references,
+    )
+    block = evaluate_run(load_run(run), options, console)
+    if config.evaluation.predictions:
+        table = SampleTable.select(load_index(config.data.path), options.split, options.categories)
+        write_gallery(run, run / PREDICTIONS, table, block)
+    return block
+
+
+def show(run: Path, config: TrainConfig, block: dict[str, Any] | None, console: Console) -> None:
+    """Print the table and where everything lies."""
+    if block:
+        print_table(console, config.evaluation.split, block)
+        lines = [f"results:      {run / RESULT}  and  {run / RESULT_TEXT}"]
+        if config.evaluation.predictions:
+            lines += [f"point clouds: {run / PREDICTIONS}/<category>/<object>.<input view>.ply"]
+            lines += [f"picture:      {run / 'gallery.png'}  (input, prediction, ground truth)"]
+        console.print("\n".join(lines), highlight=False, soft_wrap=True)
+    console.print(f"curves:       tensorboard --logdir {run / TENSORBOARD}", highlight=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    run_verb(main)
