@@ -1,0 +1,176 @@
+"""The objective: points, cameras and silhouettes in, one number per term out."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from drwr_dist.camera import FOCAL_LENGTH, project
+from drwr_dist.config import LossConfig
+from drwr_dist.losses import sampling
+from drwr_dist.losses.repulsion import repulsion
+from drwr_dist.losses.unary import unary_in_frame, unary_of_samples
+from drwr_dist.silhouette import smooth_silhouette
+
+SEMANTICS = ("default", "released")
+
+
+class DrwrLoss(NamedTuple):
+    """The loss, a scalar each: total = unary_weight · unary + repulsion_weight · repulsion."""
+
+    total: Tensor
+    unary: Tensor  # unweighted
+    repulsion: Tensor  # unweighted
+
+
+class ViewTerms(NamedTuple):
+    """What one semantics makes of the projections: all that the two terms need, per point."""
+
+    unary: Tensor  # [L, N]
+    coordinates: Tensor  # [L, N, 2] pixels, for the distances between points
+    weights: Tensor  # [L, N]
+    ring_mean: Tensor  # [L, N]
+    span: float  # pixels, bound of the coordinate differences
+
+
+def drwr_loss(
+    points: Tensor,  # [B, N, 3]
+    world_to_camera: Tensor,  # [B, V, 4, 4]
+    masks: Tensor,  # [B, V, H, H]
+    smooth: Tensor | None = None,  # [B, V, H, H]
+    *,
+    focal_length: float | Tensor = FOCAL_LENGTH,
+    grid: int = 32,
+    config: LossConfig | None = None,
+    semantics: str = "default",
+    method: str = "auto",
+) -> DrwrLoss:
+    """Judge points by their projections into silhouettes: Han et al., ICML 2020, nothing is rendered.
+
+    unary = mean over views and points of |1 - smooth silhouette at the point|; repulsion = mean over views
+    of 1/n² Σ_ij w_i w_j exp(-|c_i - c_j|² / h + bias + ring_mean_i), with w the mask at the point, h =
+    theta · grid / 32 pixels², i = j included.
+
+    "released" gives the numbers of the released TensorFlow code: strided subsampling, frame to [0, grid -
+    1], points out of the frame stuck at its border. "default" is ours: half-pixel centres, masks averaged
+    to the grid, zero weight outside the frame and a unary that draws points back into it.
+
+    Points with depth ≤ 0.01 or that are not finite are left out of both terms of that view (n counts the
+    others), without a gradient; `count_left_out` counts them. A view that has no point left contributes 0.
+
+    Args:
+        points: [B, N, 3], object frame. Half precision is raised to float32.
+        world_to_camera: [B, V, 4, 4], OpenCV convention.
+        masks: [B, V, H, H] in [0, 1], used as they are: binarising is the data layer's job.
+        smooth: [B, V, H, H], `smooth_silhouette(masks)`; None computes it, on the CPU.
+        focal_length: widths of the frame, a number or [B, V].
+        grid: pixels, the side of the sampling grid; divides H.
+        config: weights and constants; None takes those that belong to `semantics`. Its own fields
+            `semantics`, `grid` and `method` are not read: the arguments of this function decide.
+        semantics: default | released.
+        method: auto | plain | fourier, how the repulsion is summed; the numbers agree.
+
+    Returns:
+        Three scalars of the points' dtype: total, unary and repulsion (these two unweighted).
+
+    Raises:
+        ValueError: a shape does not fit, grid does not divide H, or a name is unknown.
+    """
+    _check(points, world_to_camera, masks, smooth, grid, semantics)
+    if config is None:
+        config = LossConfig.released() if semantics == "released" else LossConfig()
+    if points.dtype in (torch.float16, torch.bfloat16):
+        points = points.float()
+    if smooth is None:
+        smooth = smooth_silhouette(masks.to(points.dtype))
+    masks, smooth = masks.to(points.dtype).flatten(0, 1), smooth.to(points.dtype).flatten(0, 1)
+
+    xy, _ = project(points[:, None], world_to_camera, focal_length)
+    xy = xy.flatten(0, 1)  # [L, N, 2], L = B · V
+    valid = xy.isfinite().all(-1)
+    xy = torch.where(valid[..., None], xy, torch.full_like(xy, 0.5))
+
+    terms = _TERMS[semantics](xy, masks, smooth, grid, config.ring)
+    n = valid.sum(-1).clamp(min=1)
+    unary = torch.where(valid, terms.unary, torch.zeros_like(terms.unary)).sum(-1) / n
+
+    bandwidth = config.theta * grid / 32
+    weights = torch.where(valid, terms.weights, torch.zeros_like(terms.weights))
+    bias = config.bias + terms.ring_mean
+    pairs = repulsion(terms.coordinates, weights, bias, bandwidth, terms.span, method)
+    return _combine(unary.mean(), (pairs / n**2).mean(), config)
+
+
+def count_left_out(points: Tensor, world_to_camera: Tensor, focal_length: float | Tensor = FOCAL_LENGTH) -> Tensor:
+    """Return how many points each view leaves out: [B, V], integers. Arguments as `drwr_loss`."""
+    with torch.no_grad():
+        xy, _ = project(points[:, None], world_to_camera, focal_length)
+        return (~xy.isfinite().all(-1)).sum(-1)
+
+
+def _combine(unary: Tensor, pairwise: Tensor, config: LossConfig) -> DrwrLoss:
+    return DrwrLoss(config.unary_weight * unary + config.repulsion_weight * pairwise, unary, pairwise)
+
+
+def _default_terms(xy: Tensor, masks: Tensor, smooth: Tensor, grid: int, ring: int) -> ViewTerms:
+    """Read the silhouettes with half-pixel centres, averaged to the grid, zero outside."""
+    image = sampling.area_average(masks, grid)
+    coordinates = sampling.pixel_coordinates(xy, grid)
+    return ViewTerms(
+        unary=unary_in_frame(sampling.area_average(smooth, grid), coordinates),
+        # Weights end at -1 and at grid. Beyond, points take no part, and the series wants a bounded span.
+        coordinates=coordinates.clamp(-1, grid),
+        weights=sampling.bilinear_in_zeros(image, coordinates),
+        ring_mean=sampling.ring_mean(image, coordinates, ring),
+        span=grid + 1,
+    )
+
+
+def _released_terms(xy: Tensor, masks: Tensor, smooth: Tensor, grid: int, ring: int) -> ViewTerms:
+    """Read the silhouettes as the released code does, with its borders and its mapping."""
+    coordinates = sampling.released_coordinates(xy, grid)
+    smooth_image = sampling.released_image(smooth, grid)
+    samples = sampling.released_samples(sampling.released_image(masks, grid), coordinates, ring)
+    return ViewTerms(
+        unary=unary_of_samples(sampling.released_samples(smooth_image, coordinates, 1)[..., 0]),
+        coordinates=coordinates,
+        weights=samples[..., 0],
+        ring_mean=samples.mean(-1),
+        span=grid - 1,
+    )
+
+
+_TERMS = {"default": _default_terms, "released": _released_terms}
+
+
+def _check(
+    points: Tensor,
+    world_to_camera: Tensor,
+    masks: Tensor,
+    smooth: Tensor | None,
+    grid: int,
+    semantics: str,
+) -> None:
+    """Raise ValueError that says which shape arrived."""
+    if semantics not in SEMANTICS:
+        raise ValueError(f"semantics must be one of {', '.join(SEMANTICS)}, got {semantics!r}")
+    if points.ndim != 3 or points.shape[-1] != 3 or points.shape[1] == 0:
+        raise ValueError(f"points must be [B, N, 3] with N ≥ 1, got {list(points.shape)}")
+    if not points.is_floating_point():
+        raise ValueError(f"points must be floating, got {points.dtype}")
+    if masks.ndim != 4 or masks.shape[-1] != masks.shape[-2]:
+        raise ValueError(f"masks must be [B, V, H, H], got {list(masks.shape)}")
+    if not masks.is_floating_point() and masks.dtype != torch.bool:
+        raise ValueError(f"masks must be floating in [0, 1] or bool, got {masks.dtype}")
+    batch, views, height = masks.shape[:3]
+    if points.shape[0] != batch:
+        raise ValueError(f"points {list(points.shape)} and masks {list(masks.shape)} differ in B")
+    if tuple(world_to_camera.shape) != (batch, views, 4, 4):
+        expected = [batch, views, 4, 4]
+        raise ValueError(f"world_to_camera must be {expected}, got {list(world_to_camera.shape)}")
+    if smooth is not None and smooth.shape != masks.shape:
+        raise ValueError(f"smooth must be {list(masks.shape)}, as masks are; got {list(smooth.shape)}")
+    if grid < 2 or height % grid:
+        raise ValueError(f"grid must divide the masks' height {height} and be at least 2, got {grid}")

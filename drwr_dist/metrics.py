@@ -1,0 +1,138 @@
+"""How good a prediction is: distances between point clouds, and the overlap with a silhouette.
+
+Points are in the object frame (the unit cube), distances in sides of the unit cube; reports multiply by 100.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+_CHUNK = 2**22  # distances in memory at once, where no tree is at hand (on a GPU)
+
+
+def chamfer_distance(predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean distance to the nearest neighbour, both ways, unsquared: the released evaluation's.
+
+    Nearest neighbours are found without a gradient (a k-d tree on the CPU, blocks of distances on a GPU),
+    then the distance to them is differentiated: memory is linear in N and M. The gradient of a distance of
+    0 is 0.
+
+    Args:
+        predicted: [N, 3], floating.
+        target: [M, 3], floating, same device.
+
+    Returns:
+        predicted_to_target and target_to_predicted, scalars; their sum is the Chamfer distance of the
+        reports.
+
+    Raises:
+        ValueError: a shape is not [N, 3] with N ≥ 1, or a coordinate is not finite.
+    """
+    _require_points(predicted, "predicted")
+    _require_points(target, "target")
+    forth, back = _nearest(predicted, target), _nearest(target, predicted)
+    to_target = torch.linalg.vector_norm(predicted - target[forth], dim=-1).mean()
+    to_predicted = torch.linalg.vector_norm(target - predicted[back], dim=-1).mean()
+    return to_target, to_predicted
+
+
+def f_score(predicted: Tensor, target: Tensor, threshold: float) -> Tensor:
+    """Return the harmonic mean of precision and recall at a distance.
+
+    Precision is the share of predicted points nearer than the threshold to a target point, recall the share
+    of target points nearer than it to a predicted one. Both 0 gives 0.
+
+    Args:
+        predicted: [N, 3].
+        target: [M, 3].
+        threshold: sides of the unit cube.
+
+    Returns:
+        A scalar in [0, 1].
+
+    Raises:
+        ValueError: as `chamfer_distance`.
+    """
+    _require_points(predicted, "predicted")
+    _require_points(target, "target")
+    forth, back = _nearest(predicted, target), _nearest(target, predicted)
+    dtype = torch.promote_types(predicted.dtype, target.dtype)
+    near_target = torch.linalg.vector_norm(predicted - target[forth], dim=-1) < threshold
+    near_predicted = torch.linalg.vector_norm(target - predicted[back], dim=-1) < threshold
+    precision, recall = near_target.to(dtype).mean(), near_predicted.to(dtype).mean()
+    harmonic: Tensor = 2 * precision * recall / (precision + recall).clamp(min=torch.finfo(dtype).tiny)
+    return harmonic
+
+
+def nearest_distances(queries: Tensor, among: Tensor) -> Tensor:
+    """Return the distance from each query [N, 3] to the nearest point of `among` [M, 3]: [N].
+
+    Raises:
+        ValueError: as `chamfer_distance`.
+    """
+    _require_points(queries, "queries")
+    _require_points(among, "among")
+    return torch.linalg.vector_norm(queries - among[_nearest(queries, among)], dim=-1)
+
+
+def silhouette_iou(xy: Tensor, mask: Tensor, grid: int = 32) -> Tensor:
+    """Return the intersection over union of a silhouette and the cells that projected points fall into.
+
+    The frame is cut into grid × grid cells. A cell belongs to the silhouette if any of its pixels does
+    (mask ≥ 0.5), to the prediction if at least one point falls into it. So a dense sample of the true
+    surface scores 1 but for cells that the outline only just touches. The grid is coarse on purpose: some
+    2000 points can cover the silhouette at 32 cells, and could not at 128. Points outside the frame, or not
+    finite, fall into no cell. Both empty gives 1.
+
+    Args:
+        xy: [N, 2], frame coordinates (y down).
+        mask: [H, W], in [0, 1] or bool.
+        grid: cells per side.
+
+    Returns:
+        A float64 scalar in [0, 1], without gradient.
+
+    Raises:
+        ValueError: a shape does not fit, or the mask has fewer pixels than the grid has cells.
+    """
+    if xy.ndim != 2 or xy.shape[-1] != 2:
+        raise ValueError(f"xy must be [N, 2], got {list(xy.shape)}")
+    if mask.ndim != 2 or min(mask.shape) < grid:
+        raise ValueError(f"mask must be [H, W] with at least {grid} pixels a side, got {list(mask.shape)}")
+    xy = xy.detach()
+    inside = mask if mask.dtype == torch.bool else mask >= 0.5
+    pooled = torch.nn.functional.adaptive_max_pool2d(inside[None].to(torch.float32), grid)[0]
+    silhouette = pooled > 0
+    column, row = xy[(xy.isfinite() & (xy >= 0) & (xy < 1)).all(-1)].mul(grid).long().unbind(-1)
+    covered = torch.zeros_like(silhouette)
+    covered[row, column] = True
+    union = (silhouette | covered).sum().double()
+    intersection: Tensor = (silhouette & covered).sum()
+    return torch.where(union > 0, intersection / union.clamp(min=1), torch.ones_like(union))
+
+
+def _nearest(queries: Tensor, among: Tensor) -> Tensor:
+    """Return for each query [N, 3] the index of the nearest point of `among` [M, 3]: [N], integers."""
+    queries, among = queries.detach(), among.detach()
+    if queries.is_cuda:
+        rows = max(1, _CHUNK // len(among))
+        # The matrix-product form of cdist loses half of the digits for points that nearly coincide.
+        blocks = [
+            torch.cdist(queries[i : i + rows], among, compute_mode="donot_use_mm_for_euclid_dist").argmin(-1)
+            for i in range(0, len(queries), rows)
+        ]
+        return torch.cat(blocks)
+    tree = cKDTree(among.to("cpu", torch.float64).numpy())
+    _, index = tree.query(queries.to("cpu", torch.float64).numpy())
+    return torch.from_numpy(np.asarray(index, dtype=np.int64)).to(queries.device)
+
+
+def _require_points(points: Tensor, name: str) -> None:
+    if points.ndim != 2 or points.shape[-1] != 3 or len(points) == 0 or not points.is_floating_point():
+        raise ValueError(f"{name} must be floating [N, 3] with N ≥ 1, got {points.dtype} {list(points.shape)}")
+    if not bool(points.isfinite().all()):
+        count = int((~points.isfinite().all(-1)).sum())
+        raise ValueError(f"{name} {list(points.shape)} has {count} points that are not finite")

@@ -1,0 +1,165 @@
+"""The network from one image to points: the encoder and decoder of the released code.
+
+Modules carry the names of the TensorFlow variables: `tensorflow_name` maps one to the other. The released
+decoder has further heads (`fully_connected_1` z, `_2` b, `_3` occupancy scale); no loss of this package
+reads them, so they are not built.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import leaky_relu, pad
+
+from drwr_dist.config import ModelConfig
+from drwr_dist.errors import UsageError
+
+LEAK = 0.2  # slope of the leaky ReLU below 0
+HALVINGS = 5  # of the image's side, down to the features that are flattened
+DECODER_STD = 0.025  # of the layer that gives the points: at the start they lie near the centre of the cube
+
+
+def build_model(config: ModelConfig, image_size: int) -> PointNetwork:
+    """Build the network that the configuration asks for, freshly initialised from torch's global seed.
+
+    Args:
+        config: architecture and its sizes.
+        image_size: pixels, the side of the square images; a multiple of 32.
+
+    Returns:
+        A module from images [B, 3, H, W] in [0, 1] to points [B, N, 3].
+
+    Raises:
+        UsageError: an unknown architecture, a size below 1, or an image size that is not a multiple of 32.
+    """
+    if config.architecture != "released":
+        raise UsageError(f"model.architecture must be released, got {config.architecture!r}")
+    for key in ("points", "channels", "hidden"):
+        if getattr(config, key) < 1:
+            raise UsageError(f"model.{key} must be at least 1, got {getattr(config, key)}")
+    if image_size < 1 or image_size % 2**HALVINGS:
+        raise UsageError(f"the image size must be a multiple of {2**HALVINGS}, got {image_size}")
+    return PointNetwork(config, image_size)
+
+
+class PointNetwork(nn.Module):
+    """Encoder and decoder in sequence."""
+
+    def __init__(self, config: ModelConfig, image_size: int) -> None:
+        super().__init__()
+        self.image_size = image_size
+        self.encoder = Encoder(config.channels, config.hidden, image_size)
+        self.decoder = Decoder(config.hidden, config.points)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return points [B, N, 3] in [-0.5, 0.5]³ for images [B, 3, H, W] in [0, 1].
+
+        Raises:
+            ValueError: images of another shape.
+        """
+        size = self.image_size
+        if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size):
+            raise ValueError(f"images must be [B, 3, {size}, {size}], got {list(images.shape)}")
+        points: Tensor = self.decoder(self.encoder(images))
+        return points
+
+
+class Encoder(nn.Module):
+    """Nine convolutions down to 1/32 of the side, then three dense layers: images to codes [B, hidden]."""
+
+    def __init__(self, channels: int, hidden: int, image_size: int) -> None:
+        super().__init__()
+        layers = [SameConv2d(3, channels, kernel=5, stride=2)]
+        for _ in range(HALVINGS - 1):
+            layers += [SameConv2d(channels, 2 * channels, 3, 2), SameConv2d(2 * channels, 2 * channels, 3, 1)]
+            channels *= 2
+        self.convolutions = [_numbered("Conv", i) for i in range(len(layers))]
+        for name, layer in zip(self.convolutions, layers, strict=True):
+            self.add_module(name, layer)
+        width = channels * (image_size // 2**HALVINGS) ** 2
+        self.fully_connected_layers = [_numbered("fully_connected", i) for i in range(3)]
+        for name in self.fully_connected_layers:
+            self.add_module(name, nn.Linear(width, hidden))
+            width = hidden
+        for module in self.children():
+            _scale_variance(module)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return codes [B, hidden] for images [B, 3, H, W] in [0, 1]."""
+        x = 2 * images - 1
+        for name in self.convolutions:
+            x = leaky_relu(self.get_submodule(name)(x), LEAK)
+        x = x.permute(0, 2, 3, 1).flatten(1)  # (H, W, C) order, so that TensorFlow weights fit as they are
+        for name in self.fully_connected_layers:
+            x = leaky_relu(self.get_submodule(name)(x), LEAK)
+        return x
+
+
+class Decoder(nn.Module):
+    """One fully connected layer and tanh / 2: codes [B, hidden] to points [B, N, 3]."""
+
+    def __init__(self, hidden: int, points: int) -> None:
+        super().__init__()
+        self.fully_connected = nn.Linear(hidden, 3 * points)
+        _truncated_normal(self.fully_connected.weight, DECODER_STD)
+        nn.init.zeros_(self.fully_connected.bias)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Return points [B, N, 3] in [-0.5, 0.5]³."""
+        points: Tensor = torch.tanh(self.fully_connected(codes)) / 2
+        return points.reshape(len(codes), -1, 3)
+
+
+class SameConv2d(nn.Conv2d):
+    """A convolution with TensorFlow's SAME padding: ⌈size / stride⌉ outputs, the odd pixel at the end.
+
+    For an even side and stride 2 the padding is (1, 2) for 5 × 5 and (0, 1) for 3 × 3. torch's symmetric
+    `padding` would shift the image by half a pixel at each of the five halvings.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int) -> None:
+        super().__init__(in_channels, out_channels, kernel, stride)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve [B, C, H, W]."""
+        top, bottom = self._padding(input.shape[-2])
+        left, right = self._padding(input.shape[-1])
+        return super().forward(pad(input, (left, right, top, bottom)))
+
+    def _padding(self, size: int) -> tuple[int, int]:
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
+        return total // 2, total - total // 2
+
+
+def tensorflow_name(parameter: str) -> str:
+    """Return the released checkpoint's name of a parameter: encoder.Conv_1.weight is encoder/Conv_1/weights.
+
+    Convolution weights are [h, w, in, out] there and [out, in, h, w] here, dense ones [in, out] and [out,
+    in].
+    """
+    *scope, kind = parameter.split(".")
+    return "/".join((*scope, {"weight": "weights", "bias": "biases"}[kind]))
+
+
+def _numbered(name: str, index: int) -> str:
+    """Return TensorFlow's name of the layer: the first has no number."""
+    return f"{name}_{index}" if index else name
+
+
+def _scale_variance(module: nn.Module) -> None:
+    """Initialise as slim's variance_scaling_initializer: truncated normal, variance 2 / fan_in; biases 0.
+
+    1.3 makes up for the variance that cutting the normal off at two standard deviations takes away.
+    """
+    assert isinstance(module, nn.Conv2d | nn.Linear)
+    assert module.bias is not None
+    fan_in = module.weight[0].numel()
+    _truncated_normal(module.weight, math.sqrt(1.3 * 2 / fan_in))
+    nn.init.zeros_(module.bias)
+
+
+def _truncated_normal(weight: Tensor, std: float) -> None:
+    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
