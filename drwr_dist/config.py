@@ -24,6 +24,8 @@ class LossConfig:
     theta: float = 5.0  # pixels² at grid 32; the Gaussian is exp(-d² / (theta · grid / 32))
     bias: float = 3.5  # constant in the exponent of the repulsion
     ring: int = 5  # radii 0 … ring-1 of the structure-aware ring mean
+    area_normalised: bool = False  # repulsion times silhouette area / (pi · h): about alike for thin and wide shapes
+    detach_weights: bool = False  # read the mask in the repulsion as a constant: its gradient only parts the points
     method: str = "auto"  # auto | plain | fourier: how the repulsion is computed
 
     @classmethod
