@@ -111,7 +111,8 @@ def silhouette_iou(xy: Tensor, mask: Tensor, grid: int = 32) -> Tensor:
     covered[row, column] = True
     union = (silhouette | covered).sum().double()
     intersection: Tensor = (silhouette & covered).sum()
-    return torch.where(union > 0, intersection / union.clamp(min=1), torch.ones_like(union))
+    ratio: Tensor = intersection / union.clamp(min=1)
+    return torch.where(union > 0, ratio, torch.ones_like(union))
 
 
 def _nearest(queries: Tensor, among: Tensor) -> Tensor:

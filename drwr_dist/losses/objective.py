@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -99,8 +100,12 @@ def drwr_loss(
     bandwidth = config.theta * grid / 32
     weights = torch.where(valid, terms.weights, torch.zeros_like(terms.weights))
     bias = config.bias + terms.ring_mean
-    pairs = repulsion(terms.coordinates, weights, bias, bandwidth, terms.span, method)
-    return _combine(unary.mean(), (pairs / n**2).mean(), config)
+    if config.detach_weights:
+        weights, bias = weights.detach(), bias.detach()
+    pairs = repulsion(terms.coordinates, weights, bias, bandwidth, terms.span, method) / n**2
+    if config.area_normalised:  # evenly spread points have a share π h / area of the others within reach
+        pairs = pairs * masks.mean((-2, -1)) * grid**2 / (math.pi * bandwidth)
+    return _combine(unary.mean(), pairs.mean(), config)
 
 
 def count_left_out(points: Tensor, world_to_camera: Tensor, focal_length: float | Tensor = FOCAL_LENGTH) -> Tensor:
