@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,11 +15,13 @@ from rich.table import Table
 
 from drwr_dist.cli import load_options, run_verb
 from drwr_dist.data.index import SPLITS, DatasetIndex, load_index
+from drwr_dist.data.stream import StreamOptions, print_stream
 from drwr_dist.data.writer import EncodedSample, ShardLimits, write_dataset
 from drwr_dist.errors import UsageError
 from drwr_dist.sources.loading import MeshLimits
 from drwr_dist.sources.manifest import ManifestRow, allowed, read_manifest
-from drwr_dist.sources.meshes import MeshJob, MeshSettings, Skipped, import_meshes, list_meshes
+from drwr_dist.sources.meshes import MeshJob, MeshSettings, Skipped, import_meshes, list_meshes, object_id
+from drwr_dist.sources.open_shapes import unpack_shapes
 from drwr_dist.sources.rendering import RenderSettings
 
 
@@ -26,17 +29,13 @@ from drwr_dist.sources.rendering import RenderSettings
 class ImportOptions:
     """Build a dataset: render every object, sample its ground truth, split by group, write shards."""
 
-    source: str = (
-        "???"  # meshes: a folder of DIR/<category>/<object>.ply|obj|off|stl|glb|gltf, +Y up, front +X
-    )
+    source: str = "???"  # meshes: a folder of DIR/<category>/<object>.ply|obj|off|stl|glb|gltf, +Y up, front +X
     input: str = "???"  # the folder
     output: str = "???"  # folder of the new dataset
     name: str = ""  # of the dataset; empty: the output folder's name
     overwrite: bool = False  # replace a dataset that is in the output folder
     manifest: str | None = None  # CSV: category, name, license, near_duplicate_group, source_package, …
-    licences: list[str] = field(
-        default_factory=list
-    )  # only objects of these licences (needs a manifest); none: all
+    licences: list[str] = field(default_factory=list)  # only objects of these licences (needs a manifest); none: all
     categories: list[str] = field(default_factory=list)  # only these; none: all
     splits: str | None = None  # JSON {key: split} or CSV key,split; none: 70/10/20 by group
     views: int = 8  # views per object
@@ -46,9 +45,7 @@ class ImportOptions:
     elevation_min: float = -20.0  # degrees
     elevation_max: float = 40.0  # degrees
     supersample: int = 3  # rays per pixel and axis
-    ground_truth_voxel: float = (
-        0.01  # bounding-box diagonals; one ground-truth point per voxel; 0: no ground truth
-    )
+    ground_truth_voxel: float = 0.01  # bounding-box diagonals; one ground-truth point per voxel; 0: no ground truth
     seed: int = 0  # of cameras, ground truth, splits and order
     workers: int = 0  # processes; 0: one per core. The bytes written don't depend on it
     skip_bad: bool = False  # count and report objects that can't be used, instead of failing at the first
@@ -67,15 +64,12 @@ class InspectOptions:
 
 def import_dataset(options: ImportOptions, console: Console) -> DatasetIndex:
     """Run `shards import`."""
-    if options.source != "meshes":
-        raise UsageError(f"source={options.source}: unknown; there is meshes")
+    if options.source not in _SOURCES:
+        raise UsageError(f"source={options.source}: unknown; there are {', '.join(_SOURCES)}")
     settings = _settings(options)
-    rows = _rows(options)
-    jobs = [MeshJob(key, path, rows[key], settings) for key, path in _files(options).items() if key in rows]
-    if not jobs:
-        raise UsageError(f"input={options.input}: no mesh is left after licences and manifest")
     skipped: list[Skipped] = []
-    with _progress(console) as advance:
+    with tempfile.TemporaryDirectory(prefix="drwr-import-") as scratch, _progress(console) as advance:
+        jobs = _SOURCES[options.source](options, settings, Path(scratch))
         found = import_meshes(jobs, settings, options.splits, advance)
         index = write_dataset(
             options.output,
@@ -92,26 +86,43 @@ def import_dataset(options: ImportOptions, console: Console) -> DatasetIndex:
     return index
 
 
-def _files(options: ImportOptions) -> dict[str, Path]:
-    return list_meshes(options.input, options.categories)
-
-
-def _rows(options: ImportOptions) -> dict[str, ManifestRow]:
-    """Return what the manifest says about each mesh that its licence lets in; without a manifest, all of them."""
-    files = _files(options)
-    if options.manifest is None:
-        if options.licences:
-            raise UsageError("licences=… needs manifest=FILE, which says what licence each object has")
-        return {key: ManifestRow(group=key) for key in files}
-    manifest = read_manifest(options.manifest)
-    rows = {}
-    for key, path in files.items():
-        row = manifest.get((path.parent.name, path.stem))
+def _mesh_jobs(options: ImportOptions, settings: MeshSettings, scratch: Path) -> list[MeshJob]:
+    """List the meshes of a folder that the manifest's licences let in; without a manifest, all of them."""
+    del scratch
+    if options.licences and options.manifest is None:
+        raise UsageError("licences=… needs manifest=FILE, which says what licence each object has")
+    manifest = None if options.manifest is None else read_manifest(options.manifest)
+    jobs = []
+    for key, path in list_meshes(options.input, options.categories).items():
+        row = ManifestRow(group=key) if manifest is None else manifest.get((path.parent.name, path.stem))
         if row is None:
             raise UsageError(f"manifest={options.manifest}: {path.parent.name},{path.stem} is not listed")
         if allowed(row, options.licences):
-            rows[key] = row
-    return rows
+            jobs.append(MeshJob(key, path, row, settings))
+    if not jobs:
+        raise UsageError(f"licences={options.licences}: no mesh of {options.input} has one of them")
+    return jobs
+
+
+def _open_shape_jobs(options: ImportOptions, settings: MeshSettings, scratch: Path) -> list[MeshJob]:
+    """Unpack the manifest's meshes from the Debian package."""
+    if options.manifest is None:
+        raise UsageError("source=open_shapes needs manifest=FILE, which says where in the package each object lies")
+    rows = {
+        f"{object_id(category)}/{object_id(name)}": row
+        for (category, name), row in read_manifest(options.manifest).items()
+        if allowed(row, options.licences) and (not options.categories or category in options.categories)
+    }
+    if not rows:
+        raise UsageError(f"manifest={options.manifest}: no object is left after licences and categories")
+    shapes = unpack_shapes(options.input, rows, scratch)
+    return [
+        MeshJob(key, shapes[key].path, row, settings, tuple(map(tuple, shapes[key].rotation.tolist())))
+        for key, row in rows.items()
+    ]
+
+
+_SOURCES = {"meshes": _mesh_jobs, "open_shapes": _open_shape_jobs}
 
 
 def _settings(options: ImportOptions) -> MeshSettings:
@@ -130,9 +141,7 @@ def _settings(options: ImportOptions) -> MeshSettings:
     if not -90 < options.elevation_min <= options.elevation_max < 90:
         raise UsageError("elevation_min and elevation_max must be in (-90, 90) degrees, in this order")
     if options.distance <= 0.5:
-        raise UsageError(
-            f"distance={options.distance}: must be above 0.5, or the camera stands in the object"
-        )
+        raise UsageError(f"distance={options.distance}: must be above 0.5, or the camera stands in the object")
     if options.ground_truth_voxel < 0 or options.workers < 0:
         raise UsageError("ground_truth_voxel and workers must not be negative")
     render = RenderSettings(
@@ -196,9 +205,7 @@ def _print_summary(index: DatasetIndex, console: Console) -> None:
     size = sum(shard.filesize for shard in index.shards)
     console.print(f"{len(index.shards)} shards, {size / 2**20:.1f} MiB; focal length {index.focal_length:g}")
     for what, counts in (("licences", index.licences), ("sources", index.sources)):
-        console.print(
-            f"{what}: " + ", ".join(f"{name} ({count})" for name, count in counts.items()), markup=False
-        )
+        console.print(f"{what}: " + ", ".join(f"{name} ({count})" for name, count in counts.items()), markup=False)
 
 
 def _import(arguments: Sequence[str]) -> int:
@@ -214,9 +221,15 @@ def _inspect(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _stream(arguments: Sequence[str]) -> int:
+    print_stream(load_options(StreamOptions, arguments, verb="shards stream", with_file=False))
+    return 0
+
+
 _ACTIONS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "import": (_import, "build a dataset from meshes"),
     "inspect": (_inspect, "print what a dataset holds"),
+    "stream": (_stream, "read the training stream of one rank, print the keys of each step"),
 }
 
 

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from drwr_dist.errors import DataError
 
+GREY = (204, 204, 204)  # RGB of a surface without a material
+
 
 @dataclass(frozen=True)
 class Mesh:

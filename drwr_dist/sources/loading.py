@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drwr_dist.errors import DataError
-from drwr_dist.sources.geometry import Mesh
+from drwr_dist.sources.geometry import GREY, Mesh
+from drwr_dist.sources.obj import parse_obj
 
+_NO_COLOUR = (102, 102, 102)  # what trimesh says where a material has no colour
 MESH_SUFFIXES = (".ply", ".obj", ".off", ".stl", ".glb", ".gltf")
 
 
@@ -38,69 +40,70 @@ def load_mesh(path: Path, limits: MeshLimits | None = None) -> Mesh:
     bounds = limits or MeshLimits()
     try:
         data = _read_bounded(path, bounds.bytes)
-        return parse_mesh(data, path.suffix[1:].lower(), bounds, _FolderResolver(path.parent, bounds.bytes))
+        return parse_mesh(data, path.suffix[1:].lower(), bounds, _Folder(path.parent, bounds.bytes))
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     except OSError as error:
         raise DataError(f"{path}: {error.strerror or error}") from error
 
 
-def parse_mesh(data: bytes, kind: str, limits: MeshLimits, resolver: Any = None) -> Mesh:
+def parse_mesh(data: bytes, kind: str, limits: MeshLimits, folder: _Folder | None = None) -> Mesh:
     """Parse the bytes of a mesh file.
 
     Args:
         data: the whole file.
         kind: obj, ply, …
         limits: refuse more faces than this.
-        resolver: gives the bytes of files that the mesh refers to (materials, buffers); None: none of them.
+        folder: gives the bytes of files that the mesh refers to (materials, buffers); None: none of them.
 
     Raises:
         DataError: not a mesh, too many faces, no triangles, or vertices that are not finite.
     """
+    if kind == "obj":
+        mesh = parse_obj(data, None if folder is None else folder.get)
+    else:
+        mesh = _join(_parse_parts(data, kind, folder))
+    if len(mesh.faces) > limits.faces:
+        raise DataError(f"{len(mesh.faces)} faces, more than the {limits.faces} allowed; raise max_faces")
+    if mesh.faces.min() < 0 or mesh.faces.max() >= len(mesh.vertices):
+        raise DataError("a face refers to a vertex that is not there")
+    if not np.isfinite(mesh.vertices[np.unique(mesh.faces)]).all():
+        raise DataError("vertices are not finite")
+    return mesh
+
+
+def _parse_parts(data: bytes, kind: str, folder: _Folder | None) -> list[Any]:
+    """Return the triangle meshes of a file, each in the scene's frame."""
     import trimesh
 
     logging.getLogger("trimesh").setLevel(logging.CRITICAL)
     try:
-        loaded = trimesh.load_scene(
-            io.BytesIO(data), file_type=kind, resolver=resolver, process=False, maintain_order=True
-        )
+        loaded = trimesh.load_scene(io.BytesIO(data), file_type=kind, resolver=folder, process=False)
         parts = [part for part in loaded.dump() if isinstance(part, trimesh.Trimesh) and len(part.faces)]
     except MemoryError:
         raise
     except Exception as error:  # the parsers raise nearly every kind of error on a damaged file
         raise DataError(f"not a readable .{kind} mesh ({type(error).__name__}: {error})") from error
-    return _join(parts, limits)
-
-
-def _join(parts: list[Any], limits: MeshLimits) -> Mesh:
-    """Put the parts of a scene together and check the whole."""
     if not parts:
         raise DataError("the mesh has no triangles")
-    count = sum(len(part.faces) for part in parts)
-    if count > limits.faces:
-        raise DataError(
-            f"{count} faces, more than the {limits.faces} allowed; simplify it or raise max_faces"
-        )
+    return parts
+
+
+def _join(parts: list[Any]) -> Mesh:
+    """Put the parts of a scene together."""
     vertices, faces, colours, offset = [], [], [], 0
     for part in parts:
         vertices.append(np.asarray(part.vertices, dtype=np.float64))
         faces.append(np.asarray(part.faces, dtype=np.int64) + offset)
         colours.append(_face_colours(part))
         offset += len(part.vertices)
-    mesh_vertices, mesh_faces = np.concatenate(vertices), np.concatenate(faces)
-    if mesh_faces.min() < 0 or mesh_faces.max() >= len(mesh_vertices):
-        raise DataError("a face refers to a vertex that is not there")
-    if not np.isfinite(mesh_vertices[np.unique(mesh_faces)]).all():
-        raise DataError("vertices are not finite")
     if all(colour is None for colour in colours):
-        return Mesh(mesh_vertices, mesh_faces)
-    from drwr_dist.sources.rendering import GREY
-
+        return Mesh(np.concatenate(vertices), np.concatenate(faces))
     filled = [
         np.broadcast_to(np.array(GREY, np.uint8), (len(part), 3)) if colour is None else colour
         for part, colour in zip(faces, colours, strict=True)
     ]
-    return Mesh(mesh_vertices, mesh_faces, np.concatenate(filled))
+    return Mesh(np.concatenate(vertices), np.concatenate(faces), np.concatenate(filled))
 
 
 def _face_colours(part: Any) -> NDArray[np.uint8] | None:
@@ -109,10 +112,8 @@ def _face_colours(part: Any) -> NDArray[np.uint8] | None:
     if not visual.defined:
         return None
     if visual.kind == "texture":
-        material = visual.material
-        if material is None or not hasattr(material, "main_color"):
-            return None
-        return np.tile(np.asarray(material.main_color, np.uint8)[:3], (len(part.faces), 1))
+        colour = tuple(getattr(visual.material, "main_color", _NO_COLOUR)[:3])
+        return None if colour == _NO_COLOUR else np.tile(np.asarray(colour, np.uint8), (len(part.faces), 1))
     return np.asarray(visual.face_colors, np.uint8)[:, :3]
 
 
@@ -123,7 +124,7 @@ def _read_bounded(path: Path, limit: int) -> bytes:
     return path.read_bytes()
 
 
-class _FolderResolver:
+class _Folder:
     """Gives trimesh the material and buffer files beside a mesh; no images, nothing outside its folder."""
 
     def __init__(self, folder: Path, limit: int) -> None:
@@ -135,7 +136,10 @@ class _FolderResolver:
             raise FileNotFoundError(name)
         return _read_bounded(path, self._limit)
 
-    def namespaced(self, namespace: str) -> _FolderResolver:
+    def __getitem__(self, name: str) -> bytes:
+        return self.get(name)
+
+    def namespaced(self, namespace: str) -> _Folder:
         """Return a resolver for a folder below this one, as trimesh asks for."""
         del namespace
         return self

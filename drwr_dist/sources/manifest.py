@@ -19,11 +19,13 @@ class ManifestRow:
     licence: str = UNKNOWN  # SPDX name
     source: str = UNKNOWN  # where the shape comes from: package and version
     path: str = ""  # in that source
+    author: str = ""  # whom the licence asks to name
 
 
 def read_manifest(path: str) -> dict[tuple[str, str], ManifestRow]:
-    """Read a CSV with the columns category, name and any of license (licence), near_duplicate_group,
-    source_package, version, path_in_package.
+    """Read a CSV with the columns category and name, and what else it has.
+
+    Further columns: license (or licence), near_duplicate_group, source_package, version, path_in_package, author.
 
     Returns:
         (category, name) → row. Group numbers count per category.
@@ -55,6 +57,7 @@ def _row(row: dict[str, str], category: str, name: str) -> ManifestRow:
         licence=row.get("license") or row.get("licence") or UNKNOWN,
         source=package or UNKNOWN,
         path=row.get("path_in_package") or "",
+        author=row.get("author") or "",
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -44,10 +44,11 @@ class MeshSettings:
 class MeshJob:
     """One object to import."""
 
-    key: str
+    key: str  # <category>/<object id>
     path: Path
     row: ManifestRow
     settings: MeshSettings
+    rotation: tuple[tuple[float, ...], ...] | None = None  # 3 × 3, from the file's frame to +Y up, +X front
     group: str = ""
     split: str = ""
 
@@ -68,9 +69,7 @@ def object_id(name: str) -> str:
     clean = re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_")
     if clean and len(clean) <= 64:
         return clean
-    return f"{clean[:48]}_{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:12]}".lstrip(
-        "_"
-    )
+    return f"{clean[:48]}_{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:12]}".lstrip("_")
 
 
 def list_meshes(folder: str, categories: Sequence[str] = ()) -> dict[str, Path]:
@@ -85,9 +84,7 @@ def list_meshes(folder: str, categories: Sequence[str] = ()) -> dict[str, Path]:
         raise UsageError(f"input={folder}: no such folder")
     names = {path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
     if missing := sorted(set(categories) - names):
-        raise UsageError(
-            f"input={folder}: no category folder {missing[0]!r}; there are {', '.join(sorted(names))}"
-        )
+        raise UsageError(f"input={folder}: no category folder {missing[0]!r}; there are {', '.join(sorted(names))}")
     found: dict[str, Path] = {}
     for name in sorted(set(categories) or names):
         for path in sorted((root / name).iterdir()):
@@ -99,9 +96,7 @@ def list_meshes(folder: str, categories: Sequence[str] = ()) -> dict[str, Path]:
             found[key] = path
     if not found:
         kinds = ", ".join(MESH_SUFFIXES)
-        raise UsageError(
-            f"input={folder}: no meshes; expected {folder}/<category>/<object> with one of {kinds}"
-        )
+        raise UsageError(f"input={folder}: no meshes; expected {folder}/<category>/<object> with one of {kinds}")
     return found
 
 
@@ -124,22 +119,17 @@ def import_meshes(
         fingerprints[job.key] = found
     groups = merge_groups({job.key: job.row.group for job in readable}, fingerprints)
     splits = read_splits(splits_file, groups) if splits_file else assign_splits(groups, settings.seed)
-    for sample in run_ordered(
-        render_job, _ordered(readable, groups, splits, settings.seed), settings.workers
-    ):
+    for sample in run_ordered(render_job, _ordered(readable, groups, splits, settings.seed), settings.workers):
         progress("rendering", len(readable))
         yield sample
 
 
-def _ordered(
-    jobs: Sequence[MeshJob], groups: dict[str, str], splits: dict[str, str], seed: int
-) -> list[MeshJob]:
+def _ordered(jobs: Sequence[MeshJob], groups: dict[str, str], splits: dict[str, str], seed: int) -> list[MeshJob]:
     by_key = {job.key: job for job in jobs}
     ordered = []
     for split in ("train", "val", "test"):
         for key in shuffled([key for key in by_key if splits[key] == split], seed):
-            job = by_key[key]
-            ordered.append(MeshJob(key, job.path, job.row, job.settings, groups[key], split))
+            ordered.append(replace(by_key[key], group=groups[key], split=split))
     return ordered
 
 
@@ -156,7 +146,7 @@ def fingerprint(job: MeshJob) -> str | Skipped:
 def _load(job: MeshJob) -> tuple[Mesh, Similarity]:
     mesh = load_mesh(job.path, job.settings.limits)
     try:
-        return normalise(mesh)
+        return normalise(mesh, None if job.rotation is None else np.array(job.rotation))
     except DataError as error:
         raise DataError(f"{job.path}: {error}") from error
 
@@ -205,6 +195,7 @@ def make_sample(job: MeshJob, mesh: Mesh, similarity: Similarity) -> ObjectSampl
             "source": job.row.source,
             "source_path": job.row.path,
             "licence": job.row.licence,
+            "author": job.row.author,
             "near_duplicate_group": job.group,
             "similarity": similarity.to_json(),
         },

@@ -12,13 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from drwr_dist.sources.geometry import Mesh
+from drwr_dist.sources.geometry import GREY, Mesh
 
-GREY = (204, 204, 204)  # RGB of a surface without a material
 _AMBIENT, _SKY, _HEADLIGHT, _KEY = 0.12, 0.30, 0.33, 0.33  # weights of the lights; they add up to about 1
-_KEY_DIRECTION = np.array(
-    [-0.62, -0.62, -0.48]
-)  # in the camera frame: from the upper left, behind the camera
+_KEY_DIRECTION = np.array([-0.62, -0.62, -0.48])  # in the camera frame: from the upper left, behind the camera
 
 
 @dataclass(frozen=True)
