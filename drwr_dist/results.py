@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -65,12 +66,16 @@ def write_result(run: Path, split: str, step: int, block: dict[str, Any]) -> Non
 
 def print_table(console: Console, split: str, block: dict[str, Any]) -> None:
     """Print one split's table: per category, Chamfer × 100 of the references and the trained network, and more."""
-    table = Table(title=f"{split}: Chamfer × 100, mean over {block['views']} input views (lower is better)")
-    for name in ("category", "objects", "untrained", "mean shape", "trained"):
-        table.add_column(name, justify="left" if name == "category" else "right")
-    for name in ("best view", "F@1%", "F@2%", "IoU"):
-        table.add_column(name, justify="right", style="dim")
-    for name, row in [*block["categories"].items(), ("all objects", block["overall"])]:
+    table = Table(
+        box=SIMPLE,
+        padding=(0, 1),
+        title=f"{split}: Chamfer × 100, mean over {block['views']} input views (best: of them); lower is better",
+    )
+    for name in ("category", "n", "untrained", "mean shape", "trained"):
+        table.add_column(name, justify="left" if name == "category" else "right", no_wrap=True)
+    for name in ("best", "F@1%", "F@2%", "IoU"):
+        table.add_column(name, justify="right", style="dim", no_wrap=True)
+    for name, row in [*block["categories"].items(), ("all", block["overall"])]:
         table.add_row(
             name,
             str(row["objects"]),

@@ -280,7 +280,7 @@ def print_stream(options: StreamOptions) -> None:
     if options.global_batch < 1 or options.start < 0 or options.steps < 0:
         raise UsageError("global_batch must be at least 1, start and steps 0 or more")
     index = load_index(options.data.path)
-    check_views(options.data, index)
+    options.data.supervision_views = min(options.data.supervision_views, index.views)  # only keys are shown
     table = SampleTable.select(index, options.split, options.data.categories)
     steps = batches(
         table,

@@ -20,7 +20,7 @@ class TrainingProgress:
         self._steps = steps
         self._bar: Progress | None = None
         self._first: tuple[int, float] | None = None  # (step, time) of the first progress: resumed runs start late
-        self._logged = 0.0
+        self._logged, self._shown = 0.0, 0  # time and step of the last line
         if console.is_terminal:
             self._bar = Progress(BarColumn(bar_width=12), TextColumn("{task.description}"), console=console)
             self._task = self._bar.add_task("starting workers …", total=steps)
@@ -50,9 +50,9 @@ class TrainingProgress:
         text = self._text(values, step, now)
         if self._bar:
             self._bar.update(self._task, completed=step, description=text)
-        elif now - self._logged >= LOG_INTERVAL or step == self._steps:
+        elif step != self._shown and (now - self._logged >= LOG_INTERVAL or step == self._steps):
             self.console.print(text, highlight=False, soft_wrap=True)
-            self._logged = now if step < self._steps else float("inf")
+            self._logged, self._shown = now, step
 
     def _text(self, values: dict[str, Any], step: int, now: float) -> str:
         return (

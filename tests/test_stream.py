@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toy import drwr
+
+from drwr_dist.config import DataConfig, LoaderConfig
+from drwr_dist.data.index import load_index
+from drwr_dist.data.stream import Batch, SampleTable, batches, check_views
+from drwr_dist.errors import DataError, UsageError
+
+
+def stream(
+    data: Path, *, rank: int = 0, world_size: int = 1, start: int = 0, stop: int, batch: int = 5, **settings: object
+) -> list[Batch]:
+    workers = settings.pop("workers", 0)
+    config = DataConfig(path=str(data), supervision_views=3, **settings)  # type: ignore[arg-type]
+    table = SampleTable.select(load_index(str(data)), "train")
+    plan = table.plan(0, batch)
+    loader = LoaderConfig(workers=workers)  # type: ignore[arg-type]
+    parts = batches(table, plan, config, loader, rank=rank, world_size=world_size, start=start, stop=stop)
+    return list(parts)
+
+
+def steps_of_an_epoch(data: Path, batch: int = 5) -> int:
+    return SampleTable.select(load_index(str(data)), "train").plan(0, batch).steps_per_epoch
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+def test_the_world_size_only_slices_the_global_batches(toy_dataset: Path, world_size: int):
+    steps = 2 * steps_of_an_epoch(toy_dataset)
+    alone = [batch.keys for batch in stream(toy_dataset, stop=steps)]
+    parts = [stream(toy_dataset, rank=rank, world_size=world_size, stop=steps) for rank in range(world_size)]
+    assert [sum((part[step].keys for part in parts), []) for step in range(steps)] == alone
+
+
+def test_an_epoch_has_every_sample_once_and_epochs_differ(toy_dataset: Path):
+    steps = steps_of_an_epoch(toy_dataset)
+    keys = [batch.keys for batch in stream(toy_dataset, stop=2 * steps)]
+    first, second = sum(keys[:steps], []), sum(keys[steps:], [])
+    table = SampleTable.select(load_index(str(toy_dataset)), "train")
+    assert sorted(first) == sorted(second) == sorted(table.keys)
+    assert first != second
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_loader_processes_change_nothing(toy_dataset: Path, workers: int):
+    plain, processes = stream(toy_dataset, stop=6), stream(toy_dataset, stop=6, workers=workers)
+    for one, other in zip(plain, processes, strict=True):
+        assert one.keys == other.keys
+        for name in ("images", "masks", "smooth", "world_to_camera", "focal_length"):
+            assert torch.equal(getattr(one, name), getattr(other, name))
+
+
+def test_starting_later_continues_exactly(toy_dataset: Path):
+    whole, rest = stream(toy_dataset, stop=8), stream(toy_dataset, start=5, stop=8)
+    for one, other in zip(whole[5:], rest, strict=True):
+        assert one.keys == other.keys and torch.equal(one.images, other.images) and torch.equal(one.masks, other.masks)
+
+
+def test_a_batch_has_the_stated_shapes_and_ranges(toy_dataset: Path):
+    batch = stream(toy_dataset, stop=1)[0]
+    assert batch.images.shape == (5, 3, 64, 64) and batch.masks.shape == batch.smooth.shape == (5, 3, 64, 64)
+    assert batch.world_to_camera.shape == (5, 3, 4, 4) and batch.focal_length.shape == (5, 3)
+    assert 0 <= batch.images.min() and batch.images.max() <= 1
+    assert set(batch.masks.unique().tolist()) == {0.0, 1.0}, "binarised by default"
+    corner = batch.images[:, :, 0, 0]
+    assert torch.equal(corner, torch.ones_like(corner)), "composited on white"
+
+
+def test_a_rank_without_samples_gets_an_empty_batch(toy_dataset: Path):
+    steps = steps_of_an_epoch(toy_dataset, batch=4)
+    samples = len(SampleTable.select(load_index(str(toy_dataset)), "train").keys)
+    rest = samples % 4
+    last = stream(toy_dataset, rank=3, world_size=4, batch=4, start=steps - 1, stop=steps)[0]
+    assert len(last.keys) == (1 if rest in (0, 4) else 0)
+    assert last.images.shape[1:] == (3, 64, 64)
+
+
+def test_views_follow_the_configuration(toy_dataset: Path):
+    index = load_index(str(toy_dataset))
+    table = SampleTable.select(index, "train")
+    sample = table.read(0)
+    fixed = stream(toy_dataset, stop=steps_of_an_epoch(toy_dataset), view_order="fixed")
+    for batch in fixed:
+        for row, key in enumerate(batch.keys):
+            if key == sample.key:
+                assert np.allclose(batch.world_to_camera[row].numpy(), sample.world_to_camera[:3])
+    with pytest.raises(UsageError, match="supervision_views=6"):
+        check_views(DataConfig(supervision_views=6), index)
+
+
+def test_categories_select_and_unknown_ones_are_refused(toy_dataset: Path):
+    index = load_index(str(toy_dataset))
+    assert {key.split("/")[0] for key in SampleTable.select(index, "train", ["slab"]).keys} == {"slab"}
+    with pytest.raises(UsageError, match="chair"):
+        SampleTable.select(index, "train", ["chair"])
+
+
+def test_a_damaged_shard_becomes_failures_that_name_shard_and_key(toy_dataset: Path, tmp_path: Path):
+    data = tmp_path / "data"
+    shutil.copytree(toy_dataset, data)
+    shard = sorted(data.glob("train-*.tar"))[0]
+    content = shard.read_bytes()
+    shard.write_bytes(content[: len(content) // 2])
+    steps = steps_of_an_epoch(data)
+    failures = [failure for batch in stream(data, stop=steps) for failure in batch.failures]
+    assert failures
+    assert all(shard.name in failure.reason and failure.key in failure.reason for failure in failures)
+    good = [key for batch in stream(data, stop=steps) for key in batch.keys]
+    assert len(good) + len(failures) == len(SampleTable.select(load_index(str(data)), "train").keys)
+
+
+def test_the_stream_verb_prints_the_keys(toy_dataset: Path, tmp_path: Path):
+    arguments = ("seed=0", "global_batch=5", "world_size=2", "data.supervision_views=3")
+    halves = [drwr("shards stream", f"data={toy_dataset}", *arguments, f"rank={r}", "start=2", "steps=3") for r in (0, 1)]
+    assert all(done.returncode == 0 for done in halves), halves[0].stderr
+    lines = [[json.loads(line) for line in done.stdout.splitlines()] for done in halves]
+    expected = stream(toy_dataset, stop=5)[2:]
+    for step, one, other, batch in zip(range(2, 5), *lines, expected, strict=True):
+        assert one["step"] == other["step"] == step
+        assert one["keys"] + other["keys"] == batch.keys
+
+
+def test_the_stream_verb_refuses_nonsense(toy_dataset: Path, tmp_path: Path):
+    assert drwr("shards stream", f"data={toy_dataset}", "rank=2", "world_size=2").returncode == 2
+    missing = drwr("shards stream", f"data={tmp_path / 'nothing'}")
+    assert missing.returncode == 1 and "index.json" in missing.stderr and "Traceback" not in missing.stderr
+
+
+def test_a_split_without_samples_is_an_error(toy_dataset: Path):
+    with pytest.raises(DataError, match="nowhere"):
+        SampleTable.select(load_index(str(toy_dataset)), "nowhere")

@@ -1,0 +1,69 @@
+"""A small real dataset and real processes for the tests."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import trimesh
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+def make_meshes(folder: Path, categories: dict[str, int]) -> None:
+    """Write boxes with a leg (never symmetric, all different) as <folder>/<category>/<name>.ply."""
+    for number, (category, count) in enumerate(categories.items()):
+        random = np.random.default_rng(number)
+        (folder / category).mkdir(parents=True)
+        for index in range(count):
+            size = random.uniform(0.2, 1.0, 3)
+            box = trimesh.creation.box(size)
+            leg = trimesh.creation.box(0.3 * size)
+            leg.apply_translation(0.6 * size)
+            trimesh.util.concatenate([box, leg]).export(folder / category / f"box{index:02d}.ply")
+
+
+def drwr(verb: str, *arguments: str, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m drwr_dist.VERB arguments …` to its end."""
+    return subprocess.run(
+        command(verb, *arguments),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        cwd=REPOSITORY,
+        env={**os.environ, **environment},
+    )
+
+
+def command(verb: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", f"drwr_dist.{verb.split()[0]}", *verb.split()[1:], *arguments]
+
+
+def make_dataset(folder: Path, *settings: str, categories: dict[str, int] | None = None) -> Path:
+    """Build a dataset with the `shards import` command; `settings` override its small defaults."""
+    make_meshes(folder / "meshes", categories or {"brick": 12, "slab": 12})
+    output = folder / "data"
+    small = ["views=5", "image_size=64", "supersample=2", "shard_samples=4", "ground_truth_voxel=0.03", "workers=1"]
+    done = drwr("shards import", "source=meshes", f"input={folder / 'meshes'}", f"output={output}", *small, *settings)
+    assert done.returncode == 0, done.stderr
+    return output
+
+
+SMALL_RUN = (
+    "model.points=64",
+    "model.channels=4",
+    "model.hidden=16",
+    "loss.grid=32",
+    "global_batch=4",
+    "log_every=1",
+    "cluster.timeout=60",
+)
+
+
+def rows(run: Path) -> list[dict[str, float]]:
+    """Read metrics.jsonl strictly: every line must be whole."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
