@@ -33,10 +33,7 @@ def chamfer_distance(predicted: Tensor, target: Tensor) -> tuple[Tensor, Tensor]
     """
     _require_points(predicted, "predicted")
     _require_points(target, "target")
-    forth, back = _nearest(predicted, target), _nearest(target, predicted)
-    to_target = torch.linalg.vector_norm(predicted - target[forth], dim=-1).mean()
-    to_predicted = torch.linalg.vector_norm(target - predicted[back], dim=-1).mean()
-    return to_target, to_predicted
+    return nearest_distances(predicted, target).mean(), nearest_distances(target, predicted).mean()
 
 
 def f_score(predicted: Tensor, target: Tensor, threshold: float) -> Tensor:
@@ -58,11 +55,9 @@ def f_score(predicted: Tensor, target: Tensor, threshold: float) -> Tensor:
     """
     _require_points(predicted, "predicted")
     _require_points(target, "target")
-    forth, back = _nearest(predicted, target), _nearest(target, predicted)
     dtype = torch.promote_types(predicted.dtype, target.dtype)
-    near_target = torch.linalg.vector_norm(predicted - target[forth], dim=-1) < threshold
-    near_predicted = torch.linalg.vector_norm(target - predicted[back], dim=-1) < threshold
-    precision, recall = near_target.to(dtype).mean(), near_predicted.to(dtype).mean()
+    precision = (nearest_distances(predicted, target) < threshold).to(dtype).mean()
+    recall = (nearest_distances(target, predicted) < threshold).to(dtype).mean()
     harmonic: Tensor = 2 * precision * recall / (precision + recall).clamp(min=torch.finfo(dtype).tiny)
     return harmonic
 
@@ -75,7 +70,8 @@ def nearest_distances(queries: Tensor, among: Tensor) -> Tensor:
     """
     _require_points(queries, "queries")
     _require_points(among, "among")
-    return torch.linalg.vector_norm(queries - among[_nearest(queries, among)], dim=-1)
+    distances: Tensor = torch.linalg.vector_norm(queries - among[_nearest(queries, among)], dim=-1)
+    return distances
 
 
 def silhouette_iou(xy: Tensor, mask: Tensor, grid: int = 32) -> Tensor:
