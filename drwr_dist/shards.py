@@ -16,6 +16,7 @@ from rich.table import Table
 from drwr_dist.cli import load_options, run_verb
 from drwr_dist.data.index import SPLITS, DatasetIndex, load_index
 from drwr_dist.data.stream import StreamOptions, print_stream
+from drwr_dist.data.verify import verify_dataset
 from drwr_dist.data.writer import EncodedSample, ShardLimits, write_dataset
 from drwr_dist.errors import UsageError
 from drwr_dist.sources.loading import MeshLimits
@@ -53,6 +54,13 @@ class ImportOptions:
     max_megabytes: int = 256  # per mesh file
     shard_samples: int = 1000  # objects per shard, at most
     shard_megabytes: float = 256.0  # per shard, at most (MiB)
+
+
+@dataclass
+class VerifyOptions:
+    """Check a dataset; exit code 0: sound, 1: damaged, each finding on a line with shard, key and reason."""
+
+    data: str = "???"  # folder or URL
 
 
 @dataclass
@@ -221,6 +229,21 @@ def _inspect(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _verify(arguments: Sequence[str]) -> int:
+    options = load_options(VerifyOptions, arguments, verb="shards verify", with_file=False)
+    console = Console(stderr=True)
+    with _progress(console) as advance:
+        findings = verify_dataset(options.data, lambda _, total: advance("checking", total))
+    for finding in findings:
+        print(finding)
+    objects = sum(shard.nsamples for shard in load_index(options.data).shards)
+    if findings:
+        console.print(f"damaged: {len(findings)} findings in {options.data}", markup=False)
+        return 1
+    print(f"sound: {objects} objects in {options.data}")
+    return 0
+
+
 def _stream(arguments: Sequence[str]) -> int:
     print_stream(load_options(StreamOptions, arguments, verb="shards stream", with_file=False))
     return 0
@@ -228,6 +251,7 @@ def _stream(arguments: Sequence[str]) -> int:
 
 _ACTIONS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "import": (_import, "build a dataset from meshes"),
+    "verify": (_verify, "check every file, sample and camera of a dataset"),
     "inspect": (_inspect, "print what a dataset holds"),
     "stream": (_stream, "read the training stream of one rank, print the keys of each step"),
 }

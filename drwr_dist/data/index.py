@@ -7,10 +7,12 @@ neighbours and checked as it is read. A dataset is a folder or anything that fss
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
+import time
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from drwr_dist.errors import DataError
 INDEX_NAME = "index.json"
 SCHEMA_VERSION = 1
 SPLITS = ("train", "val", "test")
+RETRY_PAUSES = (0.5, 2.0)  # seconds before the second and third try of a remote read
 
 
 @dataclass(frozen=True)
@@ -116,9 +119,7 @@ def load_index(root: str | os.PathLike[str]) -> DatasetIndex:
     try:
         raw = json.loads(_read_file(root, INDEX_NAME))
     except FileNotFoundError as error:
-        raise DataError(
-            f"no {INDEX_NAME} in {root}: not a dataset, or an import that did not finish"
-        ) from error
+        raise DataError(f"no {INDEX_NAME} in {root}: not a dataset, or an import that did not finish") from error
     except ValueError as error:
         raise DataError(f"{path}: not JSON ({error}); build the dataset again or fetch it again") from error
     except OSError as error:
@@ -174,8 +175,8 @@ def _parse_shard(fields: _Fields) -> Shard:
             raise DataError(
                 f"{fields.where}: {name} has {len(getattr(shard, name))} entries for nsamples = {shard.nsamples}"
             )
-    bounds = (0, *shard.offsets, shard.end, shard.filesize)
-    if shard.offsets[0] != 0 or any(a >= b for a, b in zip(bounds[1:-1], bounds[2:], strict=True)):
+    bounds = (*shard.offsets, shard.end, shard.filesize)
+    if shard.offsets[0] != 0 or any(a >= b for a, b in itertools.pairwise(bounds)):
         raise DataError(f"{fields.where}: offsets must start at 0 and grow, below end, below filesize")
     return shard
 
@@ -252,40 +253,77 @@ def read_sample(index: DatasetIndex, shard: int, position: int) -> bytes:
     entry = index.shards[shard]
     key = entry.keys[position]
     start, stop = entry.byte_range(position)
-    try:
-        data = _read_file(index.root, entry.url, start, stop)
-    except FileNotFoundError as error:
-        raise DataError(f"{entry.url}: {key}: the shard is missing from {index.root}") from error
-    except OSError as error:
-        raise DataError(f"{entry.url}: {key}: can't be read ({error})") from error
+    data = _read_range(index, entry, key, start, stop)
     if len(data) != stop - start:
         raise DataError(
             f"{entry.url}: {key}: truncated: {len(data)} of {stop - start} bytes from byte {start}; fetch it again"
         )
     if zlib.crc32(data) != entry.crc32[position]:
-        raise DataError(
-            f"{entry.url}: {key}: damaged: the bytes don't match their checksum; fetch the shard again"
-        )
+        raise DataError(f"{entry.url}: {key}: damaged: the bytes don't match their checksum; fetch the shard again")
     return data
+
+
+def read_shard(index: DatasetIndex, shard: Shard, block: int = 4 * 2**20) -> Iterator[bytes]:
+    """Yield a whole shard file in blocks of so many bytes; the last one may be shorter.
+
+    Raises:
+        DataError: the shard is missing or can't be read.
+    """
+    position = 0
+    while True:
+        data = _read_range(index, shard, "the whole file", position, position + block)
+        yield data
+        position += len(data)
+        if len(data) < block:
+            return
+
+
+def _read_range(index: DatasetIndex, shard: Shard, what: str, start: int, stop: int) -> bytes:
+    try:
+        return _read_file(index.root, shard.url, start, stop)
+    except FileNotFoundError as error:
+        raise DataError(f"{shard.url}: {what}: the shard is missing from {index.root}") from error
+    except OSError as error:
+        raise DataError(f"{shard.url}: {what}: can't be read ({error})") from error
+
+
+def _read_file(root: str, name: str, start: int = 0, stop: int | None = None) -> bytes:
+    """Read bytes [start, stop) of a file below a root; fewer where the file ends before."""
+    if is_remote(root):
+        return _read_remote(root, name, start, stop)
+    with Path(root, name).open("rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        last = size if stop is None else min(stop, size)
+        return os.pread(file.fileno(), max(0, last - start), start)
 
 
 @functools.lru_cache(maxsize=16)
 def _filesystem(root: str, process: int) -> tuple[Any, str]:
     """Open a remote root once per process (fsspec's event loop does not survive a fork)."""
     del process
-    return fsspec.core.url_to_fs(root)  # type: ignore[no-any-return]
-
-
-def _read_file(root: str, name: str, start: int = 0, stop: int | None = None) -> bytes:
-    """Read bytes [start, stop) of a file below a root; fewer where the file ends before."""
-    if not is_remote(root):
-        with Path(root, name).open("rb", buffering=0) as file:
-            size = os.fstat(file.fileno()).st_size
-            last = size if stop is None else min(stop, size)
-            return os.pread(file.fileno(), max(0, last - start), start)
     try:
-        system, path = _filesystem(root, os.getpid())
-        data = system.cat_file(join(path, name), start=start or None, end=stop)
-    except ImportError as error:
+        system, path = fsspec.core.url_to_fs(root)
+    except (ImportError, ValueError) as error:  # no such protocol, or its package is not installed
         raise DataError(f"{root}: {error}") from error
-    return bytes(data)
+    return system, path
+
+
+def _read_remote(root: str, name: str, start: int, stop: int | None) -> bytes:
+    """Read a range of a remote file; a failed request is tried again, a missing file is not."""
+    system, path = _filesystem(root, os.getpid())
+    limits = {} if stop is None else {"start": start, "end": stop}
+    for pause in (*RETRY_PAUSES, None):
+        try:
+            data = bytes(system.cat_file(join(path, name), **limits))
+            break
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # every protocol brings its own kinds of errors
+            if "416" in str(error) or "InvalidRange" in str(error):
+                return b""  # the range begins beyond the end of the file
+            if pause is None:
+                raise OSError(f"{type(error).__name__}: {error}") from error
+            time.sleep(pause)
+    if stop is not None and len(data) > stop - start:
+        return data[start:stop]  # a server without range requests, which sends the whole file
+    return data

@@ -22,9 +22,7 @@ from webdataset import tariterators
 
 from drwr_dist.errors import DataError
 
-FOREGROUND = (
-    153  # a pixel belongs to the object where its alpha is at least 153 of 255, as in the released records
-)
+FOREGROUND = 153  # a pixel belongs to the object where its alpha is at least 153 of 255, as in the released records
 PNG_LEVEL = 9  # zlib level of the stored images; a fixed one, so that the same pixels give the same bytes
 MAX_SIDE = 4096  # pixels; a larger image is refused before it is decoded
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -59,7 +57,7 @@ def composite(
     """
     alpha = masks[..., None].astype(np.float32) / 255.0
     ground = np.asarray(background, dtype=np.float32) * 255.0
-    return np.rint(images * alpha + ground * (1.0 - alpha)).astype(np.uint8)
+    return np.asarray(np.rint(images * alpha + ground * (1.0 - alpha)), dtype=np.uint8)
 
 
 # --- writing --------------------------------------------------------------------------------------------------
@@ -96,7 +94,7 @@ def _check_arrays(sample: ObjectSample) -> int:
     """Check one object before it is written and return its number of views."""
     views = len(sample.images)
     side = sample.images.shape[1] if sample.images.ndim == 4 else 0
-    expected = {
+    expected: dict[str, tuple[NDArray[Any], tuple[int, ...]]] = {
         "images": (sample.images, (views, side, side, 3)),
         "masks": (sample.masks, (views, side, side)),
         "world_to_camera": (sample.world_to_camera, (views, 4, 4)),
@@ -104,9 +102,7 @@ def _check_arrays(sample: ObjectSample) -> int:
     }
     for name, (array, shape) in expected.items():
         if not views or array.shape != shape:
-            raise DataError(
-                f"{sample.key}: {name} must be {shape} (square, at least one view), got {array.shape}"
-            )
+            raise DataError(f"{sample.key}: {name} must be {shape} (square, at least one view), got {array.shape}")
     for name in ("images", "masks"):
         if expected[name][0].dtype != np.uint8:
             raise DataError(f"{sample.key}: {name} must be uint8, got {expected[name][0].dtype}")
@@ -280,15 +276,11 @@ class _MemberReader:
             matrices = np.asarray(value["world_to_camera"], dtype=np.float64)
             focal = np.asarray(value["focal_length"], dtype=np.float64)
         except (KeyError, TypeError, ValueError) as error:
-            raise self._fail(
-                member, f"world_to_camera and focal_length must be numbers ({error!r})"
-            ) from error
+            raise self._fail(member, f"world_to_camera and focal_length must be numbers ({error!r})") from error
         if matrices.ndim != 3 or matrices.shape[1:] != (4, 4) or not len(matrices):
             raise self._fail(member, f"world_to_camera must be [V, 4, 4], got {list(matrices.shape)}")
         if focal.shape not in ((), (len(matrices),)):
-            raise self._fail(
-                member, f"focal_length must be a number or [{len(matrices)}], got {list(focal.shape)}"
-            )
+            raise self._fail(member, f"focal_length must be a number or [{len(matrices)}], got {list(focal.shape)}")
         focal = np.array(np.broadcast_to(focal, len(matrices)))
         if reason := camera_fault(matrices, focal):
             raise self._fail(member, reason)
@@ -298,19 +290,13 @@ class _MemberReader:
         """Check that the sample holds exactly views 0 … count-1, and the wanted ones are among them."""
         for kind in ("image", "mask"):
             found = {
-                int(match[1])
-                for name in self._members
-                if (match := _VIEW_MEMBER.fullmatch(name)) and match[2] == kind
+                int(match[1]) for name in self._members if (match := _VIEW_MEMBER.fullmatch(name)) and match[2] == kind
             }
             for view in range(count):
                 if view not in found:
-                    raise self._fail(
-                        f"{view:02d}.{kind}.png", f"missing; cameras.json describes {count} views"
-                    )
+                    raise self._fail(f"{view:02d}.{kind}.png", f"missing; cameras.json describes {count} views")
             if extra := sorted(found - set(range(count))):
-                raise self._fail(
-                    f"{extra[0]:02d}.{kind}.png", f"has no camera: cameras.json describes {count} views"
-                )
+                raise self._fail(f"{extra[0]:02d}.{kind}.png", f"has no camera: cameras.json describes {count} views")
         for view in wanted:
             if not 0 <= view < count:
                 raise DataError(f"{self._where}: view {view} asked for, the sample has views 0 … {count - 1}")
@@ -361,9 +347,7 @@ def png_fault(data: bytes, channels: int) -> str | None:
     if width != height or not 0 < width <= MAX_SIDE:
         return f"wrong size: {width} × {height} pixels; it must be square, at most {MAX_SIDE}"
     if (depth, colour) != (8, 2 if channels == 3 else 0):
-        return (
-            f"not an 8-bit {'RGB' if channels == 3 else 'grey'} PNG (bit depth {depth}, colour type {colour})"
-        )
+        return f"not an 8-bit {'RGB' if channels == 3 else 'grey'} PNG (bit depth {depth}, colour type {colour})"
     return _chunk_fault(data)
 
 

@@ -7,6 +7,7 @@ last: an interrupted import leaves no dataset that could be taken for a complete
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import zlib
@@ -140,9 +141,7 @@ class _Totals:
         return {name: {split: self.objects[name, split] for split in SPLITS} for name in names}
 
 
-def _write_shards(
-    folder: Path, samples: Iterable[EncodedSample], limits: ShardLimits
-) -> tuple[list[Shard], _Totals]:
+def _write_shards(folder: Path, samples: Iterable[EncodedSample], limits: ShardLimits) -> tuple[list[Shard], _Totals]:
     shards: list[Shard] = []
     totals = _Totals()
     numbers: Counter[str] = Counter()
@@ -154,9 +153,7 @@ def _write_shards(
                 shards.append(writer.close())
                 writer = None
             if writer is None:
-                writer = _ShardWriter(
-                    folder / f"{sample.split}-{numbers[sample.split]:06d}.tar", sample.split
-                )
+                writer = _ShardWriter(folder / f"{sample.split}-{numbers[sample.split]:06d}.tar", sample.split)
                 numbers[sample.split] += 1
             writer.add(sample)
         if writer is not None:
@@ -175,9 +172,7 @@ class _ShardWriter:
         self._path, self._split = path, split
         self._target = _Replacement(path)
         self._stream = _HashingStream(self._target.__enter__())
-        self._tar = webdataset.TarWriter(
-            self._stream, encoder=False, user=_USER, group=_USER, mode=_MODE, mtime=_MTIME
-        )
+        self._tar = webdataset.TarWriter(self._stream, encoder=False, user=_USER, group=_USER, mode=_MODE, mtime=_MTIME)
         self._keys: list[str] = []
         self._offsets: list[int] = []
 
@@ -222,7 +217,7 @@ def _tar_size(members: Mapping[str, bytes]) -> int:
 
 def _checksums(path: Path, bounds: list[int]) -> tuple[int, ...]:
     with path.open("rb") as file:
-        return tuple(zlib.crc32(file.read(b - a)) for a, b in zip(bounds[:-1], bounds[1:], strict=True))
+        return tuple(zlib.crc32(file.read(b - a)) for a, b in itertools.pairwise(bounds))
 
 
 class _HashingStream:

@@ -65,7 +65,7 @@ def normalise(mesh: Mesh, rotation: NDArray[np.float64] | None = None) -> tuple[
 def face_areas(mesh: Mesh) -> NDArray[np.float64]:
     """Return the area of each face, [F]."""
     a, b, c = (mesh.vertices[mesh.faces[:, i]] for i in range(3))
-    return np.linalg.norm(np.cross(b - a, c - a), axis=1) / 2
+    return np.asarray(np.linalg.norm(np.cross(b - a, c - a), axis=1) / 2, dtype=np.float64)
 
 
 def sample_surface(mesh: Mesh, count: int, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -85,7 +85,8 @@ def sample_surface(mesh: Mesh, count: int, rng: np.random.Generator) -> NDArray[
     u, v = rng.random((2, count, 1))
     fold = u + v > 1
     u, v = np.where(fold, 1 - u, u), np.where(fold, 1 - v, v)
-    return corners[:, 0] + u * (corners[:, 1] - corners[:, 0]) + v * (corners[:, 2] - corners[:, 0])
+    a, b, c = corners[:, 0], corners[:, 1], corners[:, 2]
+    return np.asarray(a + u * (b - a) + v * (c - a), dtype=np.float64)
 
 
 def thin(points: NDArray[np.float64], voxel: float) -> NDArray[np.float64]:

@@ -76,9 +76,9 @@ def pixel_rays(image_size: int, supersample: int, focal_length: float) -> NDArra
     x, y = np.meshgrid(centre, centre, indexing="xy")
     rays = np.stack([x, y, np.ones_like(x)], axis=-1).reshape(-1, 3)
     rays /= np.linalg.norm(rays, axis=1, keepdims=True)
-    rays = rays.astype(np.float32)
-    rays.flags.writeable = False
-    return rays
+    result: NDArray[np.float32] = rays.astype(np.float32)
+    result.flags.writeable = False
+    return result
 
 
 def render(
@@ -126,8 +126,8 @@ def _normals(mesh: Mesh) -> NDArray[np.float32]:
 
 def _albedo(mesh: Mesh) -> NDArray[np.float32]:
     if mesh.colours is None:
-        return np.broadcast_to(np.float32(GREY) / 255, (len(mesh.faces), 3))
-    return mesh.colours.astype(np.float32) / 255
+        return np.broadcast_to(np.array(GREY, np.float32) / np.float32(255), (len(mesh.faces), 3))
+    return np.asarray(mesh.colours / np.float32(255), dtype=np.float32)
 
 
 def _shade(
