@@ -9,12 +9,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from drwr_dist.cli import load_options, run_verb
-from drwr_dist.data.index import SPLITS, DatasetIndex, load_index
+from drwr_dist.data.index import SPLITS, DatasetIndex, load_index, read_sample
+from drwr_dist.data.sample import decode_sample, split_members
 from drwr_dist.data.stream import StreamOptions, print_stream
 from drwr_dist.data.verify import verify_dataset
 from drwr_dist.data.writer import EncodedSample, ShardLimits, write_dataset
@@ -30,8 +33,8 @@ from drwr_dist.sources.rendering import RenderSettings
 class ImportOptions:
     """Build a dataset: render every object, sample its ground truth, split by group, write shards."""
 
-    source: str = "???"  # meshes: a folder of DIR/<category>/<object>.ply|obj|off|stl|glb|gltf, +Y up, front +X
-    input: str = "???"  # the folder
+    source: str = "???"  # meshes: INPUT/<category>/<object>.ply|obj|off|stl|glb|gltf | open_shapes: a Debian package
+    input: str = "???"  # folder of meshes (+Y up, front +X) | the file sweethome3d-furniture_1.8-1_all.deb
     output: str = "???"  # folder of the new dataset
     name: str = ""  # of the dataset; empty: the output folder's name
     overwrite: bool = False  # replace a dataset that is in the output folder
@@ -65,9 +68,11 @@ class VerifyOptions:
 
 @dataclass
 class InspectOptions:
-    """Print what a dataset holds."""
+    """Print what a dataset holds, and draw it as a contact sheet."""
 
     data: str = "???"  # folder or URL
+    sheet: str | None = None  # PNG to write: the first views of some objects
+    rows: int = 16  # objects on the sheet, spread over the dataset
 
 
 def import_dataset(options: ImportOptions, console: Console) -> DatasetIndex:
@@ -195,8 +200,7 @@ def _progress(console: Console) -> Iterator[Callable[[str, int], None]]:
 
 def summary_table(index: DatasetIndex) -> Table:
     """Return a table of categories, splits and counts."""
-    title = f"{index.name}: {index.views} views of {index.image_size} × {index.image_size} per object"
-    table = Table(title=title)
+    table = Table()
     table.add_column("category")
     for split in SPLITS:
         table.add_column(split, justify="right")
@@ -209,11 +213,26 @@ def summary_table(index: DatasetIndex) -> Table:
 
 
 def _print_summary(index: DatasetIndex, console: Console) -> None:
+    side = index.image_size
+    console.print(f"{index.name}: {index.views} views of {side} × {side} pixels per object", markup=False)
     console.print(summary_table(index))
     size = sum(shard.filesize for shard in index.shards)
     console.print(f"{len(index.shards)} shards, {size / 2**20:.1f} MiB; focal length {index.focal_length:g}")
     for what, counts in (("licences", index.licences), ("sources", index.sources)):
         console.print(f"{what}: " + ", ".join(f"{name} ({count})" for name, count in counts.items()), markup=False)
+
+
+def write_sheet(index: DatasetIndex, path: str, rows: int, views: int = 8) -> None:
+    """Draw objects, spread evenly over the dataset, as a PNG: an object per row, a view per column, on white."""
+    places = sorted((key, number, position) for split in SPLITS for number, position, key in index.select(split))
+    chosen = places[:: max(1, len(places) // max(1, rows))][: max(1, rows)]
+    strips = []
+    for key, number, position in chosen:
+        members = split_members(read_sample(index, number, position), key=key)
+        shown = list(range(min(views, index.views)))
+        sample = decode_sample(members, key=key, shard=index.shards[number].url, views=shown, background=1.0)
+        strips.append(np.concatenate(list(sample.images), axis=1))
+    Image.fromarray(np.concatenate(strips, axis=0)).save(path)
 
 
 def _import(arguments: Sequence[str]) -> int:
@@ -225,7 +244,10 @@ def _import(arguments: Sequence[str]) -> int:
 
 def _inspect(arguments: Sequence[str]) -> int:
     options = load_options(InspectOptions, arguments, verb="shards inspect", with_file=False)
-    _print_summary(load_index(options.data), Console())
+    index = load_index(options.data)
+    _print_summary(index, Console())
+    if options.sheet:
+        write_sheet(index, options.sheet, options.rows)
     return 0
 
 

@@ -8,6 +8,7 @@ decoded and looked at.
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from webdataset import tariterators
 
 from drwr_dist.data.index import DatasetIndex, Shard, load_index, read_sample, read_shard
 from drwr_dist.data.sample import FOREGROUND, ObjectSample, decode_sample, split_members
@@ -60,9 +62,11 @@ def verify_dataset(root: str, progress: Progress | None = None) -> list[Finding]
     groups: dict[str, tuple[str, str]] = {}
     done = 0
     for number, shard in enumerate(index.shards):
-        findings += _check_file(index, shard)
-        for position in range(shard.nsamples):
-            findings += _check_sample(index, number, position, groups)
+        file_findings = list(_check_file(index, shard))
+        rest = _members_read_on(index, shard) if file_findings else {}
+        findings += file_findings
+        for position, key in enumerate(shard.keys):
+            findings += _check_sample(index, number, position, rest.get(key), groups)
             done += 1
             if progress is not None:
                 progress(done, total)
@@ -74,7 +78,7 @@ def _check_file(index: DatasetIndex, shard: Shard) -> Iterator[Finding]:
     try:
         size, digest, trailer = _measure(index, shard)
     except DataError as error:
-        yield Finding(shard.url, "", str(error).removeprefix(f"{shard.url}: the whole file: "))
+        yield Finding(shard.url, "", _reason(error, shard.url, "the whole file"))
         return
     if size != shard.filesize:
         state = "empty file" if size == 0 else "truncated" if size < shard.filesize else "too long"
@@ -96,17 +100,49 @@ def _measure(index: DatasetIndex, shard: Shard) -> tuple[int, str, bool]:
     return size, digest.hexdigest(), trailer
 
 
+def _members_read_on(index: DatasetIndex, shard: Shard) -> dict[str, dict[str, bytes]]:
+    """Read a shard that differs from the index as a plain tar reader would: key → members, as far as it goes."""
+    found: dict[str, dict[str, bytes]] = {}
+    try:
+        stream = io.BytesIO(b"".join(read_shard(index, shard)))
+        for sample in tariterators.group_by_keys(
+            tariterators.tar_file_expander([{"url": shard.url, "stream": stream}])
+        ):
+            found[sample["__key__"]] = {name: data for name, data in sample.items() if not name.startswith("__")}
+    except Exception:  # damage of any kind, which the caller has reported already
+        pass
+    return found
+
+
 def _check_sample(
-    index: DatasetIndex, number: int, position: int, groups: dict[str, tuple[str, str]]
+    index: DatasetIndex,
+    number: int,
+    position: int,
+    rest: dict[str, bytes] | None,
+    groups: dict[str, tuple[str, str]],
 ) -> Iterator[Finding]:
-    """Read, decode and look at one sample; `groups` gathers near-duplicate group → (split, key)."""
+    """Read, decode and look at one sample.
+
+    Args:
+        index: the dataset.
+        number: of the shard.
+        position: of the sample in the shard.
+        rest: members that a plain tar reader found for this key in a damaged shard.
+        groups: gathers near-duplicate group → (split, key) over all samples.
+    """
     shard = index.shards[number]
     key = shard.keys[position]
     try:
         members = split_members(read_sample(index, number, position), key=key, shard=shard.url)
+    except DataError as error:
+        yield Finding(shard.url, key, _reason(error, shard.url, key))
+        if rest is None:
+            return
+        members = rest
+    try:
         sample = decode_sample(members, key=key, shard=shard.url, with_points=True)
     except DataError as error:
-        yield Finding(shard.url, key, str(error).removeprefix(f"{shard.url}: {key}: "))
+        yield Finding(shard.url, key, _reason(error, shard.url, key))
         return
     views, side = sample.masks.shape[:2]
     if views != index.views:
@@ -121,6 +157,14 @@ def _check_sample(
         yield Finding(
             shard.url, key, f"in split {shard.split}, but its near-duplicate {other} (group {group}) is in {split}"
         )
+
+
+def _reason(error: DataError, *where: str) -> str:
+    """Return an error's text without the shard and key, which a finding names by itself."""
+    text = str(error)
+    for part in where:
+        text = text.removeprefix(f"{part}: ")
+    return text
 
 
 def camera_findings(sample: ObjectSample) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """Writing shards: plain tars that are the same bytes whenever the same samples arrive in the same order.
 
-A file appears under its own name only when it is whole (temporary name, fsync, rename), and `index.json` comes
-last: an interrupted import leaves no dataset that could be taken for a complete one.
+Shards are written beside their place and moved there when all of them are whole and synced; `index.json` comes
+last. An interrupted import leaves the dataset that was there before, or none; never one that only looks complete.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import os
+import shutil
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -22,6 +23,7 @@ import webdataset
 from drwr_dist.data.index import INDEX_NAME, SCHEMA_VERSION, SPLITS, DatasetIndex, Shard
 from drwr_dist.errors import DataError, UsageError
 
+_PARTIAL = ".partial"  # folder in the output that holds unfinished shards
 _USER, _MODE, _MTIME = "drwr", 0o644, 0  # the same in every tar header
 
 
@@ -71,14 +73,21 @@ def write_dataset(
         UsageError: a dataset is there already and `overwrite` is false.
         DataError: no sample, or a key twice.
     """
+    if "://" in str(output):
+        raise UsageError(f"output={output}: must be a local folder; copy the finished dataset to its place")
     folder = Path(output)
     if (folder / INDEX_NAME).exists() and not overwrite:
         raise UsageError(f"{folder} already holds a dataset; choose another output or add overwrite=true")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / INDEX_NAME).unlink(missing_ok=True)
-    shards, totals = _write_shards(folder, samples, limits or ShardLimits())
-    if not shards:
-        raise DataError(f"nothing to write to {folder}: no object was imported")
+    partial = folder / _PARTIAL
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        shards, totals = _write_shards(partial, samples, limits or ShardLimits())
+        if not shards:
+            raise DataError(f"nothing to write to {folder}: no object was imported")
+        _move_into_place(partial, folder, shards)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     index = DatasetIndex(
         root=str(folder),
         name=name,
@@ -90,7 +99,6 @@ def write_dataset(
         sources=dict(sorted(totals.sources.items())),
         licences=dict(sorted(totals.licences.items())),
     )
-    _remove_stale(folder, index)
     write_atomically(folder / INDEX_NAME, index_json(index).encode("utf-8"))
     return index
 
@@ -114,9 +122,40 @@ def index_json(index: DatasetIndex) -> str:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that it is there whole or not at all."""
-    with _Replacement(path) as file:
-        file.write(data)
+    """Write a file so that it is there whole or not at all, and stays after a power failure."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(data)
+            _sync(file)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def _move_into_place(partial: Path, folder: Path, shards: list[Shard]) -> None:
+    """Replace the shards of an earlier dataset in the folder, which ceases to be one until the new index is there."""
+    (folder / INDEX_NAME).unlink(missing_ok=True)
+    for split in SPLITS:
+        for path in folder.glob(f"{split}-[0-9][0-9][0-9][0-9][0-9][0-9].tar"):
+            path.unlink()
+    for shard in shards:
+        (partial / shard.url).replace(folder / shard.url)
+    _sync_folder(folder)
+
+
+def _sync(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 class _Totals:
@@ -170,8 +209,8 @@ class _ShardWriter:
 
     def __init__(self, path: Path, split: str) -> None:
         self._path, self._split = path, split
-        self._target = _Replacement(path)
-        self._stream = _HashingStream(self._target.__enter__())
+        self._file = path.open("wb")
+        self._stream = _HashingStream(self._file)
         self._tar = webdataset.TarWriter(self._stream, encoder=False, user=_USER, group=_USER, mode=_MODE, mtime=_MTIME)
         self._keys: list[str] = []
         self._offsets: list[int] = []
@@ -193,7 +232,8 @@ class _ShardWriter:
     def close(self) -> Shard:
         end = self._position
         self._tar.close()
-        self._target.__exit__(None, None, None)
+        _sync(self._file)
+        self._file.close()
         bounds = [*self._offsets, end]
         return Shard(
             url=self._path.name,
@@ -208,7 +248,7 @@ class _ShardWriter:
         )
 
     def abandon(self) -> None:
-        self._target.discard()
+        self._file.close()
 
 
 def _tar_size(members: Mapping[str, bytes]) -> int:
@@ -232,44 +272,3 @@ class _HashingStream:
         self.sha256.update(data)
         self.size += len(data)
         return self._file.write(data)
-
-
-class _Replacement:
-    """A file under a temporary name, synced and renamed when it is complete, deleted when it is not."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._partial = path.with_name(f".{path.name}.partial")
-        self._file: BinaryIO | None = None
-
-    def __enter__(self) -> BinaryIO:
-        self._file = self._partial.open("wb")
-        return self._file
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None or self._file is None:
-            self.discard()
-            return
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        self._partial.replace(self._path)
-        directory = os.open(self._path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-
-    def discard(self) -> None:
-        if self._file is not None:
-            self._file.close()
-        self._partial.unlink(missing_ok=True)
-
-
-def _remove_stale(folder: Path, index: DatasetIndex) -> None:
-    """Remove shards of an earlier dataset in the same folder that the new index doesn't list."""
-    listed = {shard.url for shard in index.shards}
-    for split in SPLITS:
-        for path in folder.glob(f"{split}-[0-9][0-9][0-9][0-9][0-9][0-9].tar"):
-            if path.name not in listed:
-                path.unlink()
