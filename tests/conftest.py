@@ -3,7 +3,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from golden_report import compare, print_table  # noqa: F401 (a fixture)
 from toy import make_dataset
+
+
+@pytest.fixture(autouse=True)
+def _one_seed() -> None:
+    """Give every test the same random numbers, whichever ran before it."""
+    torch.manual_seed(0)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    print_table(terminalreporter)
 
 
 @pytest.fixture(scope="session")

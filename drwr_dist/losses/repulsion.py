@@ -9,9 +9,9 @@ N. On the stretch that a coordinate difference can take, the Gaussian is a short
 
 and cos(α - β) = cos α cos β + sin α sin β parts the two points of a pair. With F the [N, 2K - 1] matrix of
 cosines and sines of one axis, times √c_k, K s = rowsum((F_x M) ⊙ F_y), M = F_xᵀ diag(s) F_y: the sum over
-all pairs went through a small matrix. Two errors, both chosen below `tolerance` of the peak: the next
-period (P has a margin of √(h ln 1/tolerance)), and the modes left out. At grids 32, 64 and 128 and 1e-6 it
-takes 20, 27 and 36 modes.
+all pairs went through a small matrix. Two errors, both of the order of `tolerance` of the peak: the next period
+(P has a margin of √(h ln 1/tolerance)), and the modes left out. At grids 32, 64 and 128 it takes 21, 28 and
+38 modes for 1e-6, and 37, 49 and 65 for 1e-15.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def series(bandwidth: float, span: float, tolerance: float) -> tuple[float, list
     """Return the period P and c_0 … c_{K-1} of the cosine series of exp(-x²/h), |x| ≤ span."""
     reach = math.sqrt(math.log(1 / tolerance) * bandwidth)  # where the Gaussian has fallen to the tolerance
     period = span + reach
-    modes = 1 + math.ceil(period / math.pi * reach / bandwidth)
+    modes = math.ceil(period / math.pi * reach / bandwidth)  # the first one dropped has fallen to it, too
     first = math.sqrt(math.pi * bandwidth) / period
     decay = (math.pi / period) ** 2 * bandwidth
     return period, [first * (1 if k == 0 else 2) * math.exp(-decay * k * k) for k in range(modes)]
