@@ -90,9 +90,23 @@ def drwr_loss(
 
     xy, _ = project(points[:, None], world_to_camera, focal_length)
     xy = xy.flatten(0, 1)  # [L, N, 2], L = B · V
+    unary, pairs = _per_view(xy, masks, smooth, grid, config, semantics, method)
+    return _combine(unary.mean(), pairs.mean(), config)
+
+
+def count_left_out(points: Tensor, world_to_camera: Tensor, focal_length: float | Tensor = FOCAL_LENGTH) -> Tensor:
+    """Return how many points each view leaves out: [B, V], integers. Arguments as `drwr_loss`."""
+    with torch.no_grad():
+        xy, _ = project(points[:, None], world_to_camera, focal_length)
+        return (~xy.isfinite().all(-1)).sum(-1)
+
+
+def _per_view(
+    xy: Tensor, masks: Tensor, smooth: Tensor, grid: int, config: LossConfig, semantics: str, method: str
+) -> tuple[Tensor, Tensor]:
+    """Return both terms of each view [L], from projections [L, N, 2] and silhouettes [L, H, H]."""
     valid = xy.isfinite().all(-1)
     xy = torch.where(valid[..., None], xy, torch.full_like(xy, 0.5))
-
     terms = _TERMS[semantics](xy, masks, smooth, grid, config.ring)
     n = valid.sum(-1).clamp(min=1)
     unary = torch.where(valid, terms.unary, torch.zeros_like(terms.unary)).sum(-1) / n
@@ -105,14 +119,7 @@ def drwr_loss(
     pairs = repulsion(terms.coordinates, weights, bias, bandwidth, terms.span, method) / n**2
     if config.area_normalised:  # evenly spread points have a share π h / area of the others within reach
         pairs = pairs * masks.mean((-2, -1)) * grid**2 / (math.pi * bandwidth)
-    return _combine(unary.mean(), pairs.mean(), config)
-
-
-def count_left_out(points: Tensor, world_to_camera: Tensor, focal_length: float | Tensor = FOCAL_LENGTH) -> Tensor:
-    """Return how many points each view leaves out: [B, V], integers. Arguments as `drwr_loss`."""
-    with torch.no_grad():
-        xy, _ = project(points[:, None], world_to_camera, focal_length)
-        return (~xy.isfinite().all(-1)).sum(-1)
+    return unary, pairs
 
 
 def _combine(unary: Tensor, pairwise: Tensor, config: LossConfig) -> DrwrLoss:
