@@ -92,7 +92,7 @@ class CheckpointConfig:
 class EvaluationConfig:
     """What happens when training ends."""
 
-    split: str = "test"  # split to evaluate after training; empty: none
+    split: str | None = "test"  # split to evaluate after training; null: none
     predictions: bool = True  # write a PLY per object and input view
     references: bool = True  # evaluate the untrained network and the mean shape beside the trained one
 

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
         prepare(run, config, index, console)
         if is_complete(run, config):
             console.print(f"{run}: complete after {config.steps} steps, nothing to do (overwrite=true starts afresh)")
-            show(run, config, load_result(run)["splits"].get(config.evaluation.split), console)
+            show(run, config, load_result(run)["splits"].get(config.evaluation.split or ""), console)
             return 0
         describe(config, table, console)
         with driver.ray_session(config.cluster, workers_range(config.workers)[1]):
@@ -136,7 +136,7 @@ def finish(run: Path, config: TrainConfig, console: Console) -> dict[str, Any] |
 def show(run: Path, config: TrainConfig, block: dict[str, Any] | None, console: Console) -> None:
     """Print the table and where everything lies."""
     if block:
-        print_table(console, config.evaluation.split, block)
+        print_table(console, str(config.evaluation.split), block)
         lines = [f"results:      {run / RESULT}  and  {run / RESULT_TEXT}"]
         if config.evaluation.predictions:
             lines += [f"point clouds: {run / PREDICTIONS}/<category>/<object>.<input view>.ply"]

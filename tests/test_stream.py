@@ -118,7 +118,9 @@ def test_a_damaged_shard_becomes_failures_that_name_shard_and_key(toy_dataset: P
 
 def test_the_stream_verb_prints_the_keys(toy_dataset: Path, tmp_path: Path):
     arguments = ("seed=0", "global_batch=5", "world_size=2", "data.supervision_views=3")
-    halves = [drwr("shards stream", f"data={toy_dataset}", *arguments, f"rank={r}", "start=2", "steps=3") for r in (0, 1)]
+    halves = [
+        drwr("shards stream", f"data={toy_dataset}", *arguments, f"rank={r}", "start=2", "steps=3") for r in (0, 1)
+    ]
     assert all(done.returncode == 0 for done in halves), halves[0].stderr
     lines = [[json.loads(line) for line in done.stdout.splitlines()] for done in halves]
     expected = stream(toy_dataset, stop=5)[2:]

@@ -58,8 +58,9 @@ def drwr_loss(
     1], points out of the frame stuck at its border. "default" is ours: half-pixel centres, masks averaged
     to the grid, zero weight outside the frame and a unary that draws points back into it.
 
-    Points with depth ≤ 0.01 or that are not finite are left out of both terms of that view (n counts the
-    others), without a gradient; `count_left_out` counts them. A view that has no point left contributes 0.
+    Points with depth ≤ 0.01 are left out of both terms of that view (n counts the others), without a gradient;
+    `count_left_out` counts them. A view that has no point left contributes 0. A coordinate that is not finite
+    makes all three results NaN: a broken network must not look as if it had nothing to pay.
 
     Args:
         points: [B, N, 3], object frame. Half precision is raised to float32.
@@ -91,7 +92,8 @@ def drwr_loss(
     xy, _ = project(points[:, None], world_to_camera, focal_length)
     xy = xy.flatten(0, 1)  # [L, N, 2], L = B · V
     unary, pairs = _per_view(xy, masks, smooth, grid, config, semantics, method)
-    return _combine(unary.mean(), pairs.mean(), config)
+    broken = torch.where(points.isfinite().all(), 0.0, torch.nan)
+    return _combine(unary.mean() + broken, pairs.mean() + broken, config)
 
 
 def count_left_out(points: Tensor, world_to_camera: Tensor, focal_length: float | Tensor = FOCAL_LENGTH) -> Tensor:

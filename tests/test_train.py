@@ -1,0 +1,288 @@
+"""Whole runs: real Ray, real workers, real kills. Each takes half a minute, most of it Ray's start."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from scipy.spatial import cKDTree
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from toy import REPOSITORY, SMALL_RUN, command, drwr, rows
+
+from drwr_dist.data.index import load_index, read_sample
+from drwr_dist.data.sample import split_members
+from drwr_dist.data.stream import SampleTable
+from drwr_dist.data.writer import EncodedSample, ShardLimits, write_dataset
+from drwr_dist.engine.driver import run_lock
+from drwr_dist.point_cloud import read_ply
+
+
+def train(data: Path, storage: Path, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    return drwr("train", f"data={data}", f"storage={storage}", *SMALL_RUN, *arguments, timeout=timeout)
+
+
+@pytest.fixture(scope="module")
+def finished(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a finished run of 2 workers, and what it printed."""
+    storage = tmp_path_factory.mktemp("runs")
+    done = train(toy_dataset, storage, "name=whole", "workers=2", "steps=8", "checkpoint.every=3")
+    assert done.returncode == 0, done.stderr
+    return storage / "whole", done.stdout
+
+
+def test_a_run_leaves_what_the_design_promises(finished: tuple[Path, str]):
+    run, printed = finished
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    assert config["workers"] == 2 and config["model"]["points"] == 64
+    assert [row["step"] for row in rows(run)] == list(range(1, 9))
+    assert (run / "gallery.png").read_bytes().startswith(b"\x89PNG")
+    for words in ("brick", "slab", "untrained", "mean shape", "tensorboard --logdir", "gallery.png", "predictions"):
+        assert words in printed
+    assert "samples/s" in printed and "ETA" in printed
+    kept = sorted(path.name for path in (run / "checkpoints").iterdir())
+    assert kept == ["step-00000006", "step-00000008"]
+
+
+def test_tensorboard_has_the_scalars(finished: tuple[Path, str]):
+    events = EventAccumulator(str(finished[0] / "tensorboard"))
+    events.Reload()
+    losses = events.Scalars("loss/total")
+    assert [event.step for event in losses] == list(range(1, 9))
+    assert losses[-1].value == pytest.approx(rows(finished[0])[-1]["loss"], rel=1e-5)
+    assert {"loss/unary", "loss/repulsion", "schedule/learning_rate"} <= set(events.Tags()["scalars"])
+
+
+def test_results_agree_with_the_point_clouds_on_disk(finished: tuple[Path, str], toy_dataset: Path):
+    result = json.loads((finished[0] / "result.json").read_text())
+    block = result["splits"]["test"]
+    table = SampleTable.select(load_index(str(toy_dataset)), "test")
+    assert result["step"] == 8 and set(block["objects"]) == set(table.keys)
+    for number, key in enumerate(table.keys):
+        truth = table.read(number, with_points=True).points
+        sums = []
+        for view in range(5):
+            cloud = read_ply(finished[0] / "predictions" / f"{key}.{view:02d}.ply")
+            assert cloud.shape == (64, 3)
+            sums.append(100 * (cKDTree(truth).query(cloud)[0].mean() + cKDTree(cloud).query(truth)[0].mean()))
+        assert block["objects"][key]["chamfer"] == pytest.approx(np.mean(sums), rel=1e-4)
+        assert block["objects"][key]["chamfer_best_view"] == pytest.approx(min(sums), rel=1e-4)
+    slabs = [row["chamfer"] for key, row in block["objects"].items() if key.startswith("slab/")]
+    assert block["categories"]["slab"]["chamfer"] == pytest.approx(np.mean(slabs))
+    assert {"untrained", "mean_shape"} == set(block["references"])
+    assert set(result["definitions"]) <= {name for name in block["overall"]}
+
+
+def test_a_finished_run_says_that_it_is_complete(finished: tuple[Path, str], toy_dataset: Path):
+    before = (finished[0] / "metrics.jsonl").read_bytes()
+    again = train(
+        toy_dataset, finished[0].parent, "name=whole", "workers=2", "steps=8", "checkpoint.every=3", timeout=60
+    )
+    assert again.returncode == 0 and "complete" in again.stdout and "brick" in again.stdout
+    assert (finished[0] / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_learning_task_under_the_same_name_is_refused(finished: tuple[Path, str], toy_dataset: Path):
+    other = train(toy_dataset, finished[0].parent, "name=whole", "steps=8", "seed=1", timeout=60)
+    assert other.returncode == 2 and "seed=1" in other.stderr and "overwrite=true" in other.stderr
+
+
+def test_evaluate_another_split_adds_to_the_results(finished: tuple[Path, str], toy_dataset: Path, tmp_path: Path):
+    run = tmp_path / "copy"
+    shutil.copytree(finished[0], run)
+    done = drwr("evaluate", f"run={run}", f"data={toy_dataset}", "split=val")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((run / "result.json").read_text())
+    assert set(result["splits"]) == {"test", "val"}
+    assert "val" in (run / "result.txt").read_text()
+    assert drwr("evaluate", f"run={tmp_path / 'nothing'}").returncode == 2
+
+
+def test_training_never_reads_ground_truth(toy_dataset: Path, tmp_path: Path, finished: tuple[Path, str]):
+    """A dataset whose ground truth is destroyed (checksums made anew) trains to the very same losses."""
+    index = load_index(str(toy_dataset))
+    spoilt = []
+    for number, shard in enumerate(index.shards):
+        for position, key in enumerate(shard.keys):
+            members = split_members(read_sample(index, number, position), key=key)
+            members["points.npy"] = b"not an array"
+            spoilt.append(EncodedSample(key, shard.split, members, "test", "CC0-1.0"))
+    write_dataset(
+        tmp_path / "data", spoilt, name="toy", image_size=64, views=5, focal_length=1.875, limits=ShardLimits(samples=4)
+    )
+    done = train(
+        tmp_path / "data", tmp_path, "name=blind", "workers=2", "steps=8", "checkpoint.every=3", "evaluation.split="
+    )
+    assert done.returncode == 0, done.stderr
+    assert [row["loss"] for row in rows(tmp_path / "blind")] == [row["loss"] for row in rows(finished[0])]
+
+
+def test_the_number_of_workers_does_not_change_the_curve(toy_dataset: Path, tmp_path: Path):
+    curves = {}
+    for workers in (1, 2):
+        name = f"w{workers}"
+        done = train(
+            toy_dataset, tmp_path, f"name={name}", f"workers={workers}", "steps=12", "precision=float64",
+            "evaluation.split=",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        curves[workers] = [row["loss"] for row in rows(tmp_path / name)]
+    assert curves[1] == pytest.approx(curves[2], rel=1e-9)
+    assert curves[1][0] != curves[1][-1]
+
+
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[str], timeout: float = 120) -> None:
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if (run / "checkpoints" / f"step-{step:08d}").exists():
+            return
+        assert process.poll() is None, f"ended early: {process.communicate()}"
+        time.sleep(0.1)
+    raise AssertionError(f"no checkpoint of step {step} in {timeout} s")
+
+
+def start(data: Path, storage: Path, *arguments: str) -> subprocess.Popen[str]:
+    line = command("train", f"data={data}", f"storage={storage}", *SMALL_RUN, *arguments)
+    return subprocess.Popen(line, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_killed_and_started_again_it_ends_with_the_same_numbers(toy_dataset: Path, tmp_path: Path):
+    """SIGKILL of the driver in the middle of an epoch; the same command continues, with another number of workers."""
+    settings = ("steps=60", "checkpoint.every=5", "precision=float64", "evaluation.references=false")
+    process = start(toy_dataset, tmp_path, "name=killed", "workers=2", *settings)
+    wait_for_step(tmp_path / "killed", 10, process)
+    process.kill()
+    process.communicate()
+    done = train(toy_dataset, tmp_path, "name=killed", "workers=1", *settings)
+    assert done.returncode == 0, done.stderr
+    assert "resuming after step" in done.stdout
+    undisturbed = train(toy_dataset, tmp_path, "name=undisturbed", "workers=1", *settings)
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    one, other = rows(tmp_path / "killed"), rows(tmp_path / "undisturbed")
+    assert [row["step"] for row in one] == list(range(1, 61))
+    assert [row["loss"] for row in one] == pytest.approx([row["loss"] for row in other], rel=1e-8)
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("killed", "undisturbed")]
+    scores = [result["splits"]["test"]["overall"]["chamfer"] for result in results]
+    assert scores[0] == pytest.approx(scores[1], rel=1e-5)
+
+
+def test_a_killed_worker_is_replaced_and_nothing_changes(toy_dataset: Path, tmp_path: Path):
+    process = start(
+        toy_dataset, tmp_path, "name=worker", "workers=2", "steps=40", "checkpoint.every=5", "precision=float64",
+        "evaluation.split=",
+    )  # fmt: skip
+    wait_for_step(tmp_path / "worker", 5, process)
+    victim = ray_worker_of(process.pid)
+    os.kill(victim, signal.SIGKILL)
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0, err
+    assert "resuming after step" in out
+    one = rows(tmp_path / "worker")
+    assert [row["step"] for row in one] == list(range(1, 41))
+    whole = train(
+        toy_dataset, tmp_path, "name=whole", "workers=2", "steps=40", "precision=float64", "evaluation.split="
+    )
+    assert whole.returncode == 0, whole.stderr
+    assert [row["loss"] for row in one] == pytest.approx([row["loss"] for row in rows(tmp_path / "whole")], rel=1e-9)
+
+
+def ray_worker_of(driver: int) -> int:
+    """Return the process of a training worker among the descendants of a driver."""
+    table = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    entries = [line.split(None, 2) for line in table.splitlines()[1:]]
+    family = {driver}
+    for _ in range(6):
+        family |= {int(pid) for pid, parent, _ in entries if int(parent) in family}
+    workers = [int(pid) for pid, _, args in entries if int(pid) in family and "RayTrainWorker" in args]
+    assert workers, table
+    return workers[0]
+
+
+def test_ctrl_c_leaves_a_checkpoint_to_continue_from(toy_dataset: Path, tmp_path: Path):
+    settings = ("name=stopped", "workers=2", "checkpoint.every=1000", "evaluation.split=")
+    process = start(toy_dataset, tmp_path, *settings, "steps=100000")
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "stopped" / "metrics.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 130, (out, err)
+    assert "interrupted after step" in out and "Traceback" not in err
+    step = int(out.split("interrupted after step ")[1].split(";")[0])
+    assert (tmp_path / "stopped" / "checkpoints" / f"step-{step:08d}").exists()
+    again = train(toy_dataset, tmp_path, *settings, f"steps={step + 3}")
+    assert again.returncode == 0 and f"resuming after step {step}" in again.stdout
+    assert [row["step"] for row in rows(tmp_path / "stopped")] == list(range(1, step + 4))
+
+
+def test_two_drivers_of_one_run_are_refused(toy_dataset: Path, tmp_path: Path):
+    with run_lock(tmp_path / "busy"):
+        done = train(toy_dataset, tmp_path, "name=busy", "steps=2", timeout=60)
+    assert done.returncode == 2 and "busy" in done.stderr
+
+
+def cut_shard(data: Path, copy: Path) -> Path:
+    shutil.copytree(data, copy)
+    shard = sorted(copy.glob("train-*.tar"))[0]
+    shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    return shard
+
+
+def test_a_truncated_shard_ends_all_workers_with_one_line(toy_dataset: Path, tmp_path: Path):
+    shard = cut_shard(toy_dataset, tmp_path / "data")
+    done = train(tmp_path / "data", tmp_path, "name=cut", "workers=2", "steps=50", timeout=120)
+    assert done.returncode == 1
+    assert shard.name in done.stderr and "truncated" in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_bad_samples_can_be_skipped_up_to_a_bound(toy_dataset: Path, tmp_path: Path):
+    cut_shard(toy_dataset, tmp_path / "data")
+    settings = ("workers=2", "steps=8", "data.on_bad_sample=skip", "evaluation.split=")
+    few = train(tmp_path / "data", tmp_path, "name=few", *settings, "data.max_skip_fraction=0.5")
+    assert few.returncode == 0, few.stderr
+    assert "skipped" in few.stdout and rows(tmp_path / "few")[-1]["skipped"] > 0
+    many = train(tmp_path / "data", tmp_path, "name=many", *settings, "data.max_skip_fraction=0.01")
+    assert many.returncode == 1 and "data.max_skip_fraction" in many.stderr
+
+
+def test_a_loss_that_is_not_finite_names_step_and_samples(toy_dataset: Path, tmp_path: Path):
+    done = train(
+        toy_dataset, tmp_path, "name=nan", "workers=2", "steps=50", "optimizer.learning_rate=1e38",
+        "optimizer.gradient_clip=0", "optimizer.warmup_steps=0", timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "not finite" in done.stderr and "step" in done.stderr and "Traceback" not in done.stderr
+    assert "brick/" in done.stderr or "slab/" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "names"),
+    [
+        (["data=/nowhere"], 1, ["/nowhere", "index.json"]),
+        (["workers=5"], 2, ["workers=5", "global_batch=4"]),
+        (["data.supervision_views=9"], 2, ["data.supervision_views=9", "5 views"]),
+        (["loss.grid=48"], 2, ["loss.grid=48", "64"]),
+        (["data.categories=[lamp]"], 2, ["lamp", "brick"]),
+        (["evaluation.split=exam"], 1, ["exam"]),
+        (["storage=s3://bucket/runs"], 2, ["storage"]),
+    ],
+)
+def test_mistakes_are_found_before_any_worker_starts(
+    toy_dataset: Path, tmp_path: Path, arguments: list[str], code: int, names: list[str]
+):
+    begin = time.monotonic()
+    done = train(toy_dataset, tmp_path, "steps=2", *arguments)
+    assert done.returncode == code, done.stderr
+    assert done.stderr.startswith("error: ") and len(done.stderr.strip().splitlines()) == 1
+    for name in names:
+        assert name in done.stderr
+    assert "starting workers" not in done.stdout and time.monotonic() - begin < 30
