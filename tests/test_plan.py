@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -39,7 +41,7 @@ def test_epochs_and_seeds_differ_and_the_same_seed_repeats():
 def test_shards_stay_together_so_that_reads_are_sequential():
     order = Plan((10, 10, 10, 10), 0, 4).epoch_order(0)
     shards = (order // 10).tolist()
-    assert sum(a != b for a, b in zip(shards, shards[1:], strict=False)) == 3
+    assert sum(a != b for a, b in pairwise(shards)) == 3
 
 
 @settings(max_examples=50)

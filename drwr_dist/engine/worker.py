@@ -109,12 +109,12 @@ class Worker:
         points = self._points(batch)
         tally = self._tally_of(batch)
         if not batch.keys:
-            (points.sum() * 0.0).backward()  # takes part in the all-reduce with a zero gradient
+            torch.autograd.backward(points.sum() * 0.0)  # takes part in the all-reduce with a zero gradient
             return tally
         losses = objective(points, batch, loss_config)
         # DDP averages over ranks; this weight makes that the mean over the samples of the global batch.
         planned = self.plan.batch_size(step)
-        (losses.total * (len(batch.keys) * self.world_size / planned)).backward()
+        torch.autograd.backward(losses.total * (len(batch.keys) * self.world_size / planned))
         tally.samples = len(batch.keys)
         tally.loss = float(losses.total.detach()) * tally.samples
         tally.unary = float(losses.unary.detach()) * tally.samples

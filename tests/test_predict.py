@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from toy import drwr
+
+from drwr_dist.config import ModelConfig, TrainConfig
+from drwr_dist.data.index import load_index
+from drwr_dist.data.sample import composite
+from drwr_dist.data.stream import SampleTable
+from drwr_dist.engine import checkpoint
+from drwr_dist.errors import DataError
+from drwr_dist.images import TYPICAL_EXTENT, prepare
+from drwr_dist.point_cloud import read_ply, write_ply
+from drwr_dist.run import load_run, save_config, untrained_model
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with a checkpoint, without the training."""
+    folder = tmp_path_factory.mktemp("run")
+    config = TrainConfig(model=ModelConfig(points=50, channels=4, hidden=16))
+    save_config(folder, config, image_size=64)
+    checkpoint.write(folder, 1, {"model": untrained_model(config, 64).state_dict()}, {})
+    return folder
+
+
+def disc(size: int, centre: tuple[int, int], radius: int) -> np.ndarray:
+    """A grey disc on transparent ground: uint8 RGBA [size, size, 4]."""
+    picture = np.zeros((size, size, 4), dtype=np.uint8)
+    cv2.circle(picture, centre, radius, (90, 120, 150, 255), thickness=-1)
+    return picture
+
+
+def test_a_render_is_taken_pixel_by_pixel(toy_dataset: Path, tmp_path: Path):
+    """An image out of a shard gives exactly what training sees."""
+    sample = SampleTable.select(load_index(str(toy_dataset)), "test").read(0)
+    Image.fromarray(np.dstack([sample.images[0], sample.masks[0]])).save(tmp_path / "a.png")
+    expected = composite(sample.images[0], sample.masks[0], 1.0)
+    assert np.array_equal(prepare(tmp_path / "a.png", 64, 1.0), expected)
+
+
+@pytest.mark.parametrize("size", [(200, 200), (640, 480), (37, 91), (64, 64)])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P"])
+def test_any_size_and_mode_becomes_the_network_input(tmp_path: Path, size: tuple[int, int], mode: str):
+    picture = Image.new("RGBA", size, (0, 0, 0, 0))
+    picture.paste((200, 30, 30, 255), (size[0] // 3, size[1] // 3, size[0] // 2, size[1] // 2))
+    picture.convert(mode).save(tmp_path / "a.png")
+    prepared = prepare(tmp_path / "a.png", 64, 1.0)
+    assert prepared.shape == (64, 64, 3) and prepared.dtype == np.uint8
+
+
+def test_a_small_object_off_the_centre_is_framed_like_the_training_images(tmp_path: Path):
+    Image.fromarray(disc(1000, (150, 800), 60)).save(tmp_path / "a.png")
+    prepared = prepare(tmp_path / "a.png", 128, 1.0)
+    rows, columns = np.nonzero((prepared < 250).any(-1))
+    assert rows.mean() == pytest.approx(63.5, abs=1) and columns.mean() == pytest.approx(63.5, abs=1)
+    assert (np.ptp(rows) + 1) / 128 == pytest.approx(TYPICAL_EXTENT, abs=0.03)
+    assert tuple(prepared[64, 64]) == (90, 120, 150)
+    kept = prepare(tmp_path / "a.png", 128, 1.0, crop="never")
+    assert np.ptp(np.nonzero((kept < 250).any(-1))[0]) + 1 < 20
+
+
+def test_colours_under_transparent_pixels_do_not_bleed(tmp_path: Path):
+    picture = disc(300, (150, 150), 100)
+    picture[picture[..., 3] == 0, :3] = (255, 0, 255)
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    clean = disc(300, (150, 150), 100)
+    Image.fromarray(clean).save(tmp_path / "b.png")
+    assert np.array_equal(prepare(tmp_path / "a.png", 64, 1.0), prepare(tmp_path / "b.png", 64, 1.0))
+
+
+@pytest.mark.parametrize("alpha", [0, 255])
+def test_an_alpha_that_says_nothing_is_an_error(tmp_path: Path, alpha: int):
+    picture = np.full((80, 80, 4), 100, dtype=np.uint8)
+    picture[..., 3] = alpha
+    Image.fromarray(picture).save(tmp_path / "plain.png")
+    with pytest.raises(DataError, match=r"plain\.png: the mask is"):
+        prepare(tmp_path / "plain.png", 64, 1.0)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\n broken"])
+def test_what_is_no_image_is_named(tmp_path: Path, content: bytes):
+    (tmp_path / "wrong.png").write_bytes(content)
+    with pytest.raises(DataError, match=r"wrong\.png: not an image"):
+        prepare(tmp_path / "wrong.png", 64, 1.0)
+
+
+def test_a_truncated_image_is_named(tmp_path: Path):
+    noise = np.random.default_rng(0).integers(0, 256, (100, 100, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "cut.png")
+    content = (tmp_path / "cut.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"cut\.png"):
+        prepare(tmp_path / "cut.png", 64, 1.0)
+
+
+def test_predict_writes_a_cloud_per_image_and_reports_the_rest(run: Path, tmp_path: Path):
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.fromarray(disc(200, (100, 100), 70)).save(images / "good.png")
+    Image.fromarray(disc(200, (100, 100), 70)).convert("RGB").save(images / "flat.jpg")
+    (images / "bad.png").write_bytes(b"no")
+    done = drwr("predict", f"run={run}", f"images={images}", f"output={tmp_path / 'out'}")
+    assert done.returncode == 1 and "bad.png" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["flat.ply", "good.ply"]
+    cloud = read_ply(tmp_path / "out" / "good.ply")
+    assert cloud.shape == (50, 3) and np.abs(cloud).max() <= 0.5
+    one = drwr("predict", f"run={run}", f"images={images / 'good.png'}", f"output={tmp_path / 'npz'}", "format=npz")
+    assert one.returncode == 0, one.stderr
+    with np.load(tmp_path / "npz" / "good.npz", allow_pickle=False) as archive:
+        assert np.array_equal(archive["points"], cloud)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["run=/nowhere"], ["/nowhere"]),
+        (["images=/nowhere/*.png"], ["/nowhere/*.png"]),
+        (["format=obj"], ["format=obj", "ply"]),
+        (["crop=maybe"], ["crop=maybe"]),
+    ],
+)
+def test_predict_refuses_mistakes(run: Path, tmp_path: Path, arguments: list[str], names: list[str]):
+    Image.fromarray(disc(64, (32, 32), 20)).save(tmp_path / "a.png")
+    done = drwr("predict", f"run={run}", f"images={tmp_path / 'a.png'}", f"output={tmp_path}", *arguments)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    for name in names:
+        assert name in done.stderr
+
+
+def test_two_images_of_one_stem_do_not_overwrite_each_other(run: Path, tmp_path: Path):
+    for suffix in ("png", "webp"):
+        Image.fromarray(disc(64, (32, 32), 20)).save(tmp_path / f"same.{suffix}")
+    done = drwr("predict", f"run={run}", f"images={tmp_path}", f"output={tmp_path / 'out'}")
+    assert done.returncode == 1 and "same.webp" in done.stderr and "rename" in done.stderr
+
+
+def test_a_run_without_checkpoint_or_with_a_broken_configuration(tmp_path: Path):
+    config = TrainConfig(model=ModelConfig(points=50, channels=4, hidden=16))
+    save_config(tmp_path, config, image_size=64)
+    done = drwr("predict", f"run={tmp_path}", "images=nothing")
+    assert done.returncode == 2
+    (tmp_path / "config.yaml").write_text("steps: [")
+    with pytest.raises(DataError, match=r"config\.yaml"):
+        load_run(tmp_path)
+
+
+def test_ply_round_trip_and_damage(tmp_path: Path):
+    points = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    write_ply(tmp_path / "a.ply", points)
+    assert np.array_equal(read_ply(tmp_path / "a.ply"), points)
+    (tmp_path / "a.ply").write_bytes((tmp_path / "a.ply").read_bytes()[:-5])
+    with pytest.raises(DataError, match=r"a\.ply"):
+        read_ply(tmp_path / "a.ply")
