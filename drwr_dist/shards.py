@@ -18,7 +18,6 @@ from rich.table import Table
 from drwr_dist.cli import load_options, run_verb
 from drwr_dist.data.index import SPLITS, DatasetIndex, load_index, read_sample
 from drwr_dist.data.sample import decode_sample, split_members
-from drwr_dist.data.stream import StreamOptions, print_stream
 from drwr_dist.data.verify import verify_dataset
 from drwr_dist.data.writer import EncodedSample, ShardLimits, write_dataset
 from drwr_dist.errors import UsageError
@@ -188,14 +187,20 @@ def _without(found: Iterator[EncodedSample | Skipped], skipped: list[Skipped]) -
 def _progress(console: Console) -> Iterator[Callable[[str, int], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     tasks: dict[str, TaskID] = {}
-    with Progress(*columns, console=console) as bar:
+    bar = Progress(*columns, console=console)
 
-        def advance(what: str, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.advance(tasks[what])
+    def advance(what: str, total: int) -> None:
+        if not tasks:
+            bar.start()
+        if what not in tasks:
+            tasks[what] = bar.add_task(what, total=total)
+        bar.advance(tasks[what])
 
+    try:
         yield advance
+    finally:
+        if tasks:
+            bar.stop()
 
 
 def summary_table(index: DatasetIndex) -> Table:
@@ -267,6 +272,8 @@ def _verify(arguments: Sequence[str]) -> int:
 
 
 def _stream(arguments: Sequence[str]) -> int:
+    from drwr_dist.data.stream import StreamOptions, print_stream  # brings torch, which the other actions don't need
+
     print_stream(load_options(StreamOptions, arguments, verb="shards stream", with_file=False))
     return 0
 

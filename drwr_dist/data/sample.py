@@ -18,7 +18,6 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from webdataset import tariterators
 
 from drwr_dist.errors import DataError
 
@@ -188,6 +187,8 @@ def split_members(data: bytes, *, key: str | None = None, shard: str = "") -> di
     Raises:
         DataError: the bytes are no tar stream, or hold no sample, several, or another one.
     """
+    from webdataset import tariterators  # brings torch, which the processes that render don't need
+
     where = f"{shard}: {key}" if key else shard
     try:
         files = tariterators.tar_file_expander([{"url": shard, "stream": io.BytesIO(data)}])

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from webdataset import tariterators
 
 from drwr_dist.data.index import DatasetIndex, Shard, load_index, read_sample, read_shard
 from drwr_dist.data.sample import FOREGROUND, ObjectSample, decode_sample, split_members
@@ -102,6 +101,8 @@ def _measure(index: DatasetIndex, shard: Shard) -> tuple[int, str, bool]:
 
 def _members_read_on(index: DatasetIndex, shard: Shard) -> dict[str, dict[str, bytes]]:
     """Read a shard that differs from the index as a plain tar reader would: key → members, as far as it goes."""
+    from webdataset import tariterators
+
     found: dict[str, dict[str, bytes]] = {}
     try:
         stream = io.BytesIO(b"".join(read_shard(index, shard)))

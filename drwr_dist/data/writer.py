@@ -18,8 +18,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-import webdataset
-
 from drwr_dist.data.index import INDEX_NAME, SCHEMA_VERSION, SPLITS, DatasetIndex, Shard
 from drwr_dist.errors import DataError, UsageError
 
@@ -208,6 +206,8 @@ class _ShardWriter:
     """One shard in the making."""
 
     def __init__(self, path: Path, split: str) -> None:
+        import webdataset  # brings torch, which the processes that render don't need
+
         self._path, self._split = path, split
         self._file = path.open("wb")
         self._stream = _HashingStream(self._file)
@@ -248,6 +248,7 @@ class _ShardWriter:
         )
 
     def abandon(self) -> None:
+        self._tar.close()
         self._file.close()
 
 

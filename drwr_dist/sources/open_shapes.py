@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import io
+import lzma
 import re
 import tarfile
 import zipfile
+import zlib
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -58,10 +60,13 @@ def unpack_shapes(package: str, rows: Mapping[str, ManifestRow], folder: Path) -
             raise UsageError(f"{key}: path_in_package {row.path!r} is not <zip in the package>!<file in the zip>")
         wanted[archive][member] = key
     shapes: dict[str, OpenShape] = {}
-    with _data_archive(package) as archive_file:
-        for name, data in _tar_members(archive_file, set(wanted), package):
-            with zipfile.ZipFile(io.BytesIO(data)) as furniture:
-                shapes.update(_unpack_zip(furniture, wanted.pop(name), folder, f"{package}: {name}"))
+    try:
+        with _data_archive(package) as archive_file:
+            for name, data in _tar_members(archive_file, set(wanted), package):
+                with zipfile.ZipFile(io.BytesIO(data)) as furniture:
+                    shapes.update(_unpack_zip(furniture, wanted.pop(name), folder, f"{package}: {name}"))
+    except (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError) as error:
+        raise DataError(f"{package}: damaged: {error}") from error
     if wanted:
         raise DataError(f"{package}: {sorted(wanted)[0]} is not in the package")
     return shapes
@@ -121,7 +126,7 @@ def _read_member(furniture: zipfile.ZipFile, name: str, where: str) -> bytes:
     try:
         with furniture.open(name) as file:
             data = file.read(_MAX_MESH + 1)
-    except (KeyError, zipfile.BadZipFile, RuntimeError) as error:
+    except (KeyError, RuntimeError) as error:  # not there, or encrypted
         raise DataError(f"{where}: {name} can't be read ({error})") from error
     if len(data) > _MAX_MESH:
         raise DataError(f"{where}: {name} unpacks to more than {_MAX_MESH} bytes")

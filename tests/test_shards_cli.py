@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from shard_tools import make_balls
+from toy import drwr, make_meshes
+
+from drwr_dist.cli import run_verb
+from drwr_dist.shards import main
+
+DEMO = Path(__file__).parent.parent / "shards" / "demo"
+
+
+@pytest.fixture
+def shards(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run `shards ARGUMENTS …` in this process: exit code, stdout, stderr."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as exit:
+            run_verb(main, arguments)
+        streams = capsys.readouterr()
+        return int(exit.value.code or 0), streams.out, streams.err
+
+    return run
+
+
+Shards = Callable[..., tuple[int, str, str]]
+
+
+def test_help_lists_every_key(shards: Shards):
+    assert all(word in shards("--help")[1] for word in ("import", "verify", "inspect", "stream"))
+    code, text, _ = shards("import", "--help")
+    assert code == 0
+    for key in ("source=", "input=", "output=", "views=8", "focal_length=1.875", "elevation_min=-20.0", "degrees"):
+        assert key in text
+    assert "data=" in shards("verify", "--help")[1]
+    assert "global_batch=8" in shards("stream", "--help")[1]
+
+
+MESHES = ["import", "source=meshes", "input=x", "output=x"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["improt"], "unknown action 'improt'"),
+        (["import", "source=meshes"], "input=… is needed"),
+        (["import", "source=meshes", "input=/nowhere", "output=x"], "input=/nowhere: no such folder"),
+        (["import", "source=magic", "input=x", "output=x"], "source=magic: unknown; there are meshes, open_shapes"),
+        (["import", "source=open_shapes", "input=x", "output=x"], "needs manifest=FILE"),
+        ([*MESHES, "views=0"], "views=0: must be positive"),
+        ([*MESHES, "views=many"], "views"),
+        ([*MESHES, "elevation_min=95"], "(-90, 90) degrees"),
+        ([*MESHES, "distance=0.3"], "distance=0.3"),
+        ([*MESHES, "veiws=3"], "did you mean views"),
+        ([*MESHES, "workers=-1"], "must not be negative"),
+        (["verify"], "data=… is needed"),
+    ],
+)
+def test_usage_errors(shards: Shards, arguments: list[str], reason: str):
+    code, _, error = shards(*arguments)
+    assert code == 2
+    assert reason in error and len(error.splitlines()) == 1
+
+
+def test_no_action(shards: Shards):
+    code, text, _ = shards()
+    assert code == 2 and "usage" in text
+
+
+def test_verify(shards: Shards, tmp_path: Path):
+    index = make_balls(tmp_path)
+    code, text, _ = shards("verify", f"data={tmp_path}")
+    assert code == 0 and text == f"sound: 11 objects in {tmp_path}\n"
+    os.truncate(tmp_path / index.shards[0].url, index.shards[0].offsets[2])
+    code, text, error = shards("verify", f"data={tmp_path}")
+    found = text.splitlines()
+    assert code == 1 and "damaged: 3 findings" in error
+    assert all(line.startswith(f"{index.shards[0].url}: ") for line in found) and len(found) == 3
+    assert index.shards[0].keys[2] in found[1] and "truncated" in found[1]
+
+
+def test_verify_without_a_dataset(shards: Shards, tmp_path: Path):
+    reason = f"error: no index.json in {tmp_path}: not a dataset, or an import that did not finish\n"
+    assert shards("verify", f"data={tmp_path}") == (1, "", reason)
+
+
+def test_inspect(shards: Shards, tmp_path: Path):
+    make_balls(tmp_path)
+    code, text, _ = shards("inspect", f"data={tmp_path}", f"sheet={tmp_path / 'sheet.png'}", "rows=4")
+    assert code == 0
+    assert "ball" in text and "CC0-1.0 (11)" in text
+    assert Image.open(tmp_path / "sheet.png").size == (3 * 32, 4 * 32)
+
+
+def test_an_existing_dataset_is_not_replaced(shards: Shards, tmp_path: Path):
+    make_meshes(tmp_path / "meshes", {"brick": 2})
+    arguments = ["import", "source=meshes", f"input={tmp_path / 'meshes'}", f"output={tmp_path / 'out'}", "workers=1"]
+    assert shards(*arguments, "views=1")[0] == 0
+    code, _, error = shards(*arguments, "views=2")
+    assert code == 2 and "overwrite=true" in error.splitlines()[-1]
+    assert shards(*arguments, "views=2", "overwrite=true")[0] == 0
+    assert shards("verify", f"data={tmp_path / 'out'}")[0] == 0
+
+
+def test_as_a_process():
+    done = drwr("shards verify", f"data={DEMO}")
+    assert (done.returncode, done.stdout) == (0, f"sound: 134 objects in {DEMO}\n")
+    done = drwr("shards inspect", "data=/nowhere")
+    assert done.returncode == 1 and done.stderr == (
+        "error: no index.json in /nowhere: not a dataset, or an import that did not finish\n"
+    )
