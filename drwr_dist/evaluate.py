@@ -135,7 +135,11 @@ def measure(
         console: where the bar is drawn.
     """
     objects: dict[str, dict[str, float]] = {}
-    for number in track(range(len(table.keys)), title, console=console, transient=True):
+    torch.set_num_threads(1)  # many small operations: threads would cost more than they give
+    quiet = not console.is_terminal  # a log gets the title alone
+    if quiet:
+        console.print(f"evaluating {title} ({len(table.keys)} objects)", highlight=False)
+    for number in track(range(len(table.keys)), title, console=console, transient=True, disable=quiet):
         sample = table.read(number, with_points=True)
         images = composite(sample.images, sample.masks, config.data.background)
         points = predictor(torch.stack([as_tensor(image) for image in images]), sample.key.split("/")[0])

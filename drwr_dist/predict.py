@@ -66,7 +66,9 @@ def predict(run: TrainedRun, options: PredictOptions, console: Console) -> tuple
     """Predict every image; return the files written and a line for each image that could not be used."""
     written: dict[Path, Path] = {}
     problems = []
-    for path in track(find_images(options.images), "predicting", console=console, transient=True):
+    for path in track(
+        find_images(options.images), "predicting", console=console, transient=True, disable=not console.is_terminal
+    ):
         target = Path(options.output) / f"{path.stem}.{options.format}"
         if target in written:
             problems.append(f"{path}: {target} was already made from {written[target]}; rename one of the images")

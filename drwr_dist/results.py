@@ -68,8 +68,8 @@ def print_table(console: Console, split: str, block: dict[str, Any]) -> None:
     """Print one split's table: per category, Chamfer × 100 of the references and the trained network, and more."""
     table = Table(
         box=SIMPLE,
-        padding=(0, 1),
-        title=f"{split}: Chamfer × 100, mean over {block['views']} input views (best: of them); lower is better",
+        padding=(0, 1, 0, 0),
+        title=f"{split}: Chamfer × 100, mean over {block['views']} input views (best: the best of them)",
     )
     for name in ("category", "n", "untrained", "mean shape", "trained"):
         table.add_column(name, justify="left" if name == "category" else "right", no_wrap=True)
