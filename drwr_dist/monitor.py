@@ -21,6 +21,7 @@ TAGS = {
     "learning_rate": "schedule/learning_rate",
     "gradient_norm": "optimizer/gradient_norm",
     "samples_per_second": "speed/samples_per_second",
+    "straggler_seconds": "speed/straggler_seconds",
     "skipped": "data/skipped_samples",
 }
 

@@ -29,12 +29,27 @@ class Tally:
     stop: float = 0.0  # ranks that were asked to stop
 
 
-def agree(tally: Tally, device: torch.device) -> Tally:
-    """Sum a tally over all ranks; every rank gets the same result."""
-    values = torch.tensor(dataclasses.astuple(tally), dtype=torch.float64, device=device)
-    if dist.is_initialized() and dist.get_world_size() > 1:
+def agree(tally: Tally, busy: float, device: torch.device) -> tuple[Tally, list[float]]:
+    """Sum a tally over all ranks, and let everyone know how long each rank was busy; all get the same result.
+
+    Args:
+        tally: this rank's part.
+        busy: seconds that this rank took before the others had to wait for it.
+        device: of the process group's backend.
+
+    Returns:
+        The sums, and the busy seconds of every rank.
+    """
+    world_size, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
+    sums = dataclasses.astuple(tally)
+    values = torch.zeros(len(sums) + world_size, dtype=torch.float64)
+    values[: len(sums)] = torch.tensor(sums)
+    values[len(sums) + rank] = busy
+    values = values.to(device)
+    if world_size > 1:
         dist.all_reduce(values)
-    return Tally(*values.tolist())
+    numbers = values.tolist()
+    return Tally(*numbers[: len(sums)]), numbers[len(sums) :]
 
 
 def fail_together(message: str | None) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 import ray.train
 import ray.train.torch
 import torch
+import torch.distributed as dist
 from ray.train.v2.api.report_config import CheckpointUploadMode
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -22,6 +25,7 @@ from drwr_dist.data.stream import Batch, SampleTable, batches
 from drwr_dist.engine import checkpoint, schedule
 from drwr_dist.engine.agreement import Tally, agree, fail_together
 from drwr_dist.engine.board import Courier
+from drwr_dist.engine.stragglers import Stragglers
 from drwr_dist.errors import TrainingError
 from drwr_dist.losses import drwr_loss
 from drwr_dist.model import build_model
@@ -52,6 +56,7 @@ class Worker:
         self.start, self.skipped = self._restore()
         self.network = self._distributed()
         self.monitor = Monitor(self.run, self.start) if self.rank == 0 else None
+        self.stragglers = Stragglers(self._names())
         self._clock = (time.perf_counter(), 0.0)
 
     def __enter__(self) -> Worker:
@@ -64,6 +69,13 @@ class Worker:
             self.monitor.__exit__(kind, error, trace)
         if self.courier:
             self.courier.close()
+
+    def _names(self) -> list[str]:
+        names = [f"rank {self.rank} on {socket.gethostname()}, process {os.getpid()}"]
+        if self.world_size > 1:
+            names *= self.world_size
+            dist.all_gather_object(names, names[0])
+        return names
 
     def _distributed(self) -> torch.nn.Module:
         if self.world_size == 1:
@@ -97,8 +109,10 @@ class Worker:
             start=self.start,
             stop=self.config.steps,
         )
+        self._begin = time.perf_counter()
         for step, batch in enumerate(stream, self.start):
             yield step, batch.to(self.device, self.dtype)
+            self._begin = time.perf_counter()
 
     def forward_backward(self, step: int, batch: Batch) -> Tally:
         """Compute this rank's losses and, through DDP, the gradient of the global batch's mean loss."""
@@ -108,6 +122,7 @@ class Worker:
         self.optimizer.zero_grad(set_to_none=True)
         points = self._points(batch)
         tally = self._tally_of(batch)
+        self._busy = time.perf_counter() - self._begin  # from here on, DDP waits for the slowest rank
         if not batch.keys:
             torch.autograd.backward(points.sum() * 0.0)  # takes part in the all-reduce with a zero gradient
             return tally
@@ -139,7 +154,8 @@ class Worker:
 
     def agree(self, step: int, batch: Batch, tally: Tally) -> Tally:
         """Sum the tally over all ranks; raise TrainingError on all of them where the step must not be made."""
-        total = agree(tally, self.device)
+        total, busy = agree(tally, self._busy, self.device)
+        self.stragglers.add(busy)
         if total.failed:
             fail_together(batch.failures[0].reason if batch.failures else None)
         if total.not_finite:
@@ -179,6 +195,10 @@ class Worker:
         done, samples = step + 1, max(1.0, total.samples)
         if not (self.monitor and self.courier):
             return
+        if due := done % self.config.log_every == 0 or done == self.config.steps:
+            wait, notice = self.stragglers.close_interval()
+            if notice:
+                self.courier.notice(notice)
         since, count = self._clock
         elapsed, count = time.perf_counter() - since, count + total.samples
         row = {
@@ -194,8 +214,8 @@ class Worker:
         }
         self.courier.progress(step=done, **row)
         self._clock = (since, count)
-        if done % self.config.log_every == 0 or done == self.config.steps:
-            self.monitor.log(done, row)
+        if due:
+            self.monitor.log(done, row | {"straggler_seconds": wait})
             self._clock = (time.perf_counter(), 0.0)
 
     def save(self, steps_done: int) -> None:
