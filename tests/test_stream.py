@@ -12,7 +12,7 @@ from toy import drwr
 
 from drwr_dist.config import DataConfig, LoaderConfig
 from drwr_dist.data.index import load_index
-from drwr_dist.data.stream import Batch, SampleTable, batches, check_views
+from drwr_dist.data.stream import Batch, Example, SampleStream, SampleTable, batches, check_views
 from drwr_dist.errors import DataError, UsageError
 
 
@@ -139,3 +139,33 @@ def test_the_stream_verb_refuses_nonsense(toy_dataset: Path, tmp_path: Path):
 def test_a_split_without_samples_is_an_error(toy_dataset: Path):
     with pytest.raises(DataError, match="nowhere"):
         SampleTable.select(load_index(str(toy_dataset)), "nowhere")
+
+
+def test_resuming_reads_nothing_that_came_before(toy_dataset: Path, tmp_path: Path):
+    """Shards that are done with may be gone: a stream that starts later never opens them."""
+    data = tmp_path / "data"
+    shutil.copytree(toy_dataset, data)
+    table = SampleTable.select(load_index(str(data)), "train")
+    plan = table.plan(0, 1)
+    start = plan.steps_per_epoch - 3
+    needed = {table.places[int(batch[0])][0] for batch in plan.epoch_batches(0)[start:]}
+    gone = [shard.url for number, shard in enumerate(table.index.shards) if number not in needed]
+    assert gone
+    for url in gone:
+        (data / url).unlink()
+    rest = stream(data, batch=1, start=start, stop=plan.steps_per_epoch)
+    assert [len(batch.keys) for batch in rest] == [1, 1, 1]
+
+
+def test_cached_samples_are_the_same_and_bounded(toy_dataset: Path):
+    table = SampleTable.select(load_index(str(toy_dataset)), "train")
+    plan = table.plan(0, 4)
+    cold = SampleStream(table, plan, DataConfig(supervision_views=3), cache_megabytes=0)
+    warm = SampleStream(table, plan, DataConfig(supervision_views=3), cache_megabytes=1)
+    for epoch in (0, 1):
+        for sample in range(len(table.keys)):
+            one, other = cold[epoch, sample], warm[epoch, sample]
+            assert isinstance(one, Example) and isinstance(other, Example)
+            assert torch.equal(one.image, other.image) and torch.equal(one.smooth, other.smooth)
+    kept = sum(sample.images.nbytes + sample.masks.nbytes for sample in warm.cache.values())
+    assert not cold.cache and 0 < kept <= 2**20

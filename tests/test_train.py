@@ -205,14 +205,17 @@ def ray_worker_of(driver: int) -> int:
     return workers[0]
 
 
-def test_ctrl_c_leaves_a_checkpoint_to_continue_from(toy_dataset: Path, tmp_path: Path):
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+def test_ctrl_c_and_sigterm_leave_a_checkpoint_to_continue_from(
+    toy_dataset: Path, tmp_path: Path, number: signal.Signals
+):
     settings = ("name=stopped", "workers=2", "checkpoint.every=1000", "evaluation.split=")
     process = start(toy_dataset, tmp_path, *settings, "steps=100000")
     deadline = time.monotonic() + 120
     while not (tmp_path / "stopped" / "metrics.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.2)
     time.sleep(2)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130, (out, err)
     assert "interrupted after step" in out and "Traceback" not in err
