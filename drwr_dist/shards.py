@@ -17,10 +17,10 @@ from rich.table import Table
 
 from drwr_dist.cli import load_options, run_verb
 from drwr_dist.data.index import SPLITS, DatasetIndex, load_index, read_sample
-from drwr_dist.data.sample import decode_sample, split_members
+from drwr_dist.data.sample import MAX_SIDE, decode_sample, split_members
 from drwr_dist.data.verify import verify_dataset
 from drwr_dist.data.writer import EncodedSample, ShardLimits, write_dataset
-from drwr_dist.errors import UsageError
+from drwr_dist.errors import DataError, UsageError
 from drwr_dist.sources.loading import MeshLimits
 from drwr_dist.sources.manifest import ManifestRow, allowed, read_manifest
 from drwr_dist.sources.meshes import MeshJob, MeshSettings, Skipped, import_meshes, list_meshes, object_id
@@ -80,10 +80,23 @@ def import_dataset(options: ImportOptions, console: Console) -> DatasetIndex:
         raise UsageError(f"source={options.source}: unknown; there are {', '.join(_SOURCES)}")
     settings = _settings(options)
     skipped: list[Skipped] = []
+    try:
+        index = _run_import(options, settings, console, skipped)
+    except OSError as error:  # a full disk, a folder that may not be written
+        raise DataError(f"import to {options.output} failed: {error}") from error
+    for skip in skipped:
+        console.print(f"skipped {skip.key}: {skip.reason}", markup=False, highlight=False, soft_wrap=True)
+    return index
+
+
+def _run_import(
+    options: ImportOptions, settings: MeshSettings, console: Console, skipped: list[Skipped]
+) -> DatasetIndex:
+    """Render and write; what was left out is added to `skipped`."""
     with tempfile.TemporaryDirectory(prefix="drwr-import-") as scratch, _progress(console) as advance:
         jobs = _SOURCES[options.source](options, settings, Path(scratch))
         found = import_meshes(jobs, settings, options.splits, advance)
-        index = write_dataset(
+        return write_dataset(
             options.output,
             _without(found, skipped),
             name=options.name or Path(options.output).resolve().name,
@@ -93,9 +106,6 @@ def import_dataset(options: ImportOptions, console: Console) -> DatasetIndex:
             limits=ShardLimits(options.shard_samples, int(options.shard_megabytes * 2**20)),
             overwrite=options.overwrite,
         )
-    for skip in skipped:
-        console.print(f"skipped {skip.key}: {skip.reason}", markup=False, highlight=False, soft_wrap=True)
-    return index
 
 
 def _mesh_jobs(options: ImportOptions, settings: MeshSettings, scratch: Path) -> list[MeshJob]:
@@ -150,6 +160,8 @@ def _settings(options: ImportOptions) -> MeshSettings:
     for name in (*positive, "shard_megabytes"):
         if not getattr(options, name) > 0:
             raise UsageError(f"{name}={getattr(options, name)}: must be positive")
+    if options.image_size > MAX_SIDE:
+        raise UsageError(f"image_size={options.image_size}: at most {MAX_SIDE} pixels")
     if not -90 < options.elevation_min <= options.elevation_max < 90:
         raise UsageError("elevation_min and elevation_max must be in (-90, 90) degrees, in this order")
     if options.distance <= 0.5:
@@ -237,7 +249,10 @@ def write_sheet(index: DatasetIndex, path: str, rows: int, views: int = 8) -> No
         shown = list(range(min(views, index.views)))
         sample = decode_sample(members, key=key, shard=index.shards[number].url, views=shown, background=1.0)
         strips.append(np.concatenate(list(sample.images), axis=1))
-    Image.fromarray(np.concatenate(strips, axis=0)).save(path)
+    try:
+        Image.fromarray(np.concatenate(strips, axis=0)).save(path)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"sheet={path}: {error}") from error
 
 
 def _import(arguments: Sequence[str]) -> int:

@@ -54,6 +54,7 @@ MESHES = ["import", "source=meshes", "input=x", "output=x"]
         (["import", "source=open_shapes", "input=x", "output=x"], "needs manifest=FILE"),
         ([*MESHES, "views=0"], "views=0: must be positive"),
         ([*MESHES, "views=many"], "views"),
+        ([*MESHES, "image_size=5000"], "at most 4096 pixels"),
         ([*MESHES, "elevation_min=95"], "(-90, 90) degrees"),
         ([*MESHES, "distance=0.3"], "distance=0.3"),
         ([*MESHES, "veiws=3"], "did you mean views"),
@@ -94,6 +95,8 @@ def test_inspect(shards: Shards, tmp_path: Path):
     code, text, _ = shards("inspect", f"data={tmp_path}", f"sheet={tmp_path / 'sheet.png'}", "rows=4")
     assert code == 0
     assert "ball" in text and "CC0-1.0 (11)" in text
+    code, _, error = shards("inspect", f"data={tmp_path}", "sheet=/nowhere/sheet.png")
+    assert code == 2 and "sheet=/nowhere/sheet.png" in error
     assert Image.open(tmp_path / "sheet.png").size == (3 * 32, 4 * 32)
 
 
@@ -105,6 +108,13 @@ def test_an_existing_dataset_is_not_replaced(shards: Shards, tmp_path: Path):
     assert code == 2 and "overwrite=true" in error.splitlines()[-1]
     assert shards(*arguments, "views=2", "overwrite=true")[0] == 0
     assert shards("verify", f"data={tmp_path / 'out'}")[0] == 0
+
+
+def test_an_output_that_can_not_be_written(shards: Shards, tmp_path: Path):
+    make_meshes(tmp_path / "meshes", {"brick": 1})
+    (tmp_path / "file").write_text("mine")
+    code, _, error = shards("import", "source=meshes", f"input={tmp_path / 'meshes'}", f"output={tmp_path / 'file'}")
+    assert code == 1 and error.startswith(f"error: import to {tmp_path / 'file'} failed: ")
 
 
 def test_as_a_process():

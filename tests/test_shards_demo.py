@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 import pytest
+from toy import drwr
 
 from drwr_dist.data.index import DatasetIndex, load_index, read_sample
 from drwr_dist.data.sample import decode_sample, split_members
@@ -45,6 +48,24 @@ def test_every_object_is_attributed(demo: DatasetIndex):
         assert row.author and any(
             f"`{category}/{name}`" in line and row.author in line and row.licence in line for line in text.splitlines()
         ), name
+
+
+@pytest.mark.slow
+def test_rebuilt_from_the_package(tmp_path: Path):
+    """The README's command gives the committed bytes (on the kind of processor that they were made on)."""
+    package = os.environ.get("DRWR_OPEN_SHAPES")
+    if not package:
+        pytest.skip("set DRWR_OPEN_SHAPES to the path of sweethome3d-furniture_1.8-1_all.deb")
+    text = (SHARDS / "README.md").read_text(encoding="utf-8")
+    command = re.search(r"python -m drwr_dist.shards (import source=open_shapes.*?)\n```", text, re.DOTALL)
+    assert command
+    words = command[1].replace("\\\n", " ").split()
+    places = {"input": package, "output": str(tmp_path / "demo"), "overwrite": "false"}
+    arguments = [f"{word.split('=')[0]}={places.get(word.split('=')[0], word.split('=')[-1])}" for word in words[1:]]
+    done = drwr("shards import", *arguments)
+    assert done.returncode == 0, done.stderr
+    for path in (tmp_path / "demo").iterdir():
+        assert path.read_bytes() == (SHARDS / "demo" / path.name).read_bytes(), path.name
 
 
 def test_ground_truth_projects_onto_the_masks(demo: DatasetIndex):

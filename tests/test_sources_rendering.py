@@ -8,6 +8,7 @@ from test_sources_geometry import box, mesh_of
 from drwr_dist.camera import project
 from drwr_dist.data.sample import camera_fault
 from drwr_dist.data.verify import grown
+from drwr_dist.sources import rendering
 from drwr_dist.sources.geometry import Mesh, normalise, sample_surface
 from drwr_dist.sources.rendering import RenderSettings, look_at_origin, random_cameras, render
 
@@ -95,6 +96,19 @@ class TestSilhouettes:
             _, masks = render(normalise(box(*size))[0], random_cameras(SETTINGS, np.random.default_rng(1)), SETTINGS)
             edge = np.concatenate([masks[:, 0], masks[:, -1], masks[:, :, 0], masks[:, :, -1]], axis=1)
             assert not edge.any() and (masks.max(axis=(1, 2)) > 0).all()
+
+
+def test_rays_outside_of_the_window_hit_nothing(monkeypatch: pytest.MonkeyPatch):
+    """Only the part of the frame that can see the mesh is traced; tracing all of it gives the same picture."""
+    shapes = [box(0.3, 0.1, 0.2), box(0.1, 0.1, 0.1, at=(0.2, 0.9, 0)), box(1, 1, 1, at=(0, 0, 1.2)), box(0.2, 9, 0.2)]
+    cameras = random_cameras(SETTINGS, np.random.default_rng(3))
+    windowed = [render(shape, cameras, SETTINGS) for shape in shapes]
+    whole = slice(0, SETTINGS.image_size)
+    monkeypatch.setattr(rendering, "_window", lambda *_: (whole, whole))
+    for shape, (images, masks) in zip(shapes, windowed, strict=True):
+        all_images, all_masks = render(shape, cameras, SETTINGS)
+        assert np.array_equal(masks, all_masks)
+        assert np.abs(images.astype(int) - all_images).max() <= 1
 
 
 class TestShading:

@@ -100,7 +100,9 @@ def thin(points: NDArray[np.float64], voxel: float) -> NDArray[np.float64]:
         [M, 3] with M ≤ N.
     """
     cells = np.floor(points / voxel).astype(np.int64)
-    _, first = np.unique(cells, axis=0, return_index=True)
+    cells -= cells.min(axis=0)
+    _, height, depth = cells.max(axis=0) + 1
+    _, first = np.unique((cells[:, 0] * height + cells[:, 1]) * depth + cells[:, 2], return_index=True)
     return points[first]
 
 

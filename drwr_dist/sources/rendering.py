@@ -67,15 +67,15 @@ def random_cameras(settings: RenderSettings, rng: np.random.Generator) -> NDArra
 
 @functools.lru_cache(maxsize=4)
 def pixel_rays(image_size: int, supersample: int, focal_length: float) -> NDArray[np.float32]:
-    """Return unit directions in the camera frame, [(H·s)², 3], row by row of the finer grid.
+    """Return unit directions in the camera frame, [H·s, W·s, 3], one per point of the finer grid.
 
     Computed once per camera model; each view only rotates them.
     """
     fine = image_size * supersample
     centre = ((np.arange(fine) + 0.5) / fine - 0.5) / focal_length
     x, y = np.meshgrid(centre, centre, indexing="xy")
-    rays = np.stack([x, y, np.ones_like(x)], axis=-1).reshape(-1, 3)
-    rays /= np.linalg.norm(rays, axis=1, keepdims=True)
+    rays = np.stack([x, y, np.ones_like(x)], axis=-1)
+    rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
     result: NDArray[np.float32] = rays.astype(np.float32)
     result.flags.writeable = False
     return result
@@ -101,20 +101,40 @@ def render(
     scene = rtcore_scene.EmbreeScene(robust=True)
     TriangleMesh(scene, mesh.vertices.astype(np.float32), mesh.faces.astype(np.int32))
     rays = pixel_rays(settings.image_size, settings.supersample, settings.focal_length)
-    normals, albedo = _normals(mesh), _albedo(mesh)
-    views, side = len(world_to_camera), settings.image_size
+    normals, albedo, used = _normals(mesh), _albedo(mesh), mesh.vertices[np.unique(mesh.faces)]
+    views, side, fine = len(world_to_camera), settings.image_size, settings.supersample
     images = np.zeros((views, side, side, 3), np.uint8)
     masks = np.zeros((views, side, side), np.uint8)
     for view, matrix in enumerate(world_to_camera):
         rotation = matrix[:3, :3].astype(np.float32)
         centre = (-matrix[:3, :3].T @ matrix[:3, 3]).astype(np.float32)
-        origins = np.broadcast_to(centre, rays.shape).copy()
-        face = np.asarray(scene.run(origins, rays @ rotation))  # row vectors: ray @ R is Rᵀ ray
+        rows, columns = _window(used, matrix, settings)
+        seen = rays[_times(rows, fine), _times(columns, fine)].reshape(-1, 3)
+        face = np.asarray(scene.run(np.tile(centre, (len(seen), 1)), seen @ rotation))  # row vectors: ray @ R is Rᵀ ray
         hit = face >= 0
-        colour = np.zeros((len(rays), 3), np.float32)
-        colour[hit] = _shade(normals[face[hit]], albedo[face[hit]], rays[hit], rotation)
-        images[view], masks[view] = _downsample(colour, hit, side, settings.supersample)
+        colour = np.zeros((len(seen), 3), np.float32)
+        colour[hit] = _shade(normals[face[hit]], albedo[face[hit]], seen[hit], rotation)
+        image, mask = _downsample(colour, hit, columns.stop - columns.start, fine)
+        images[view, rows, columns], masks[view, rows, columns] = image, mask
     return images, masks
+
+
+def _window(
+    vertices: NDArray[np.float64], matrix: NDArray[np.float64], settings: RenderSettings
+) -> tuple[slice, slice]:
+    """Return the rows and columns of pixels outside of which no ray can hit the mesh."""
+    side = settings.image_size
+    camera = vertices @ matrix[:3, :3].T + matrix[:3, 3]
+    if camera[:, 2].min() <= 1e-3:
+        return slice(0, side), slice(0, side)
+    xy = (settings.focal_length * camera[:, :2] / camera[:, 2:] + 0.5) * side
+    low = np.clip(np.floor(xy.min(axis=0)) - 1, 0, side - 1).astype(int)
+    high = np.clip(np.ceil(xy.max(axis=0)) + 1, low + 1, side).astype(int)
+    return slice(int(low[1]), int(high[1])), slice(int(low[0]), int(high[0]))
+
+
+def _times(pixels: slice, fine: int) -> slice:
+    return slice(pixels.start * fine, pixels.stop * fine)
 
 
 def _normals(mesh: Mesh) -> NDArray[np.float32]:
@@ -156,10 +176,10 @@ def _shade(
 
 
 def _downsample(
-    colour: NDArray[np.float32], hit: NDArray[np.bool_], side: int, supersample: int
+    colour: NDArray[np.float32], hit: NDArray[np.bool_], width: int, supersample: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Average the rays of each pixel: colour over the rays that hit, alpha over all."""
-    shape = (side, supersample, side, supersample)
+    """Average the rays of each pixel of a window `width` pixels wide: colour over the rays that hit, alpha over all."""
+    shape = (-1, supersample, width, supersample)
     count = hit.reshape(shape).sum(axis=(1, 3))
     total = colour.reshape(*shape, 3).sum(axis=(1, 3))
     image = np.rint(255 * total / np.maximum(count, 1)[..., None]).astype(np.uint8)
