@@ -1,0 +1,43 @@
+"""Random choices in the objective, as functions of (seed, step, sample): no worker count, no resume changes them."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Separates the random streams; 1 and 2 belong to `drwr_dist.data.plan`.
+DROPOUT, SILHOUETTE = 3, 4
+
+
+def kept_points(count: int, keep: float, seed: int, step: int) -> Tensor:
+    """Return which points are kept at a step: int64 [max(1, ⌊count · keep⌋)], ascending, without replacement.
+
+    Points are exchangeable, so all objects of a step share the choice.
+
+    Args:
+        count: points per object.
+        keep: the share to keep, in (0, 1].
+        seed: of the run.
+        step: from 0.
+    """
+    kept = max(1, int(count * keep))
+    if kept >= count:
+        return torch.arange(count)
+    chosen = np.random.default_rng((seed, DROPOUT, step)).choice(count, kept, replace=False)
+    return torch.from_numpy(np.sort(chosen).astype(np.int64))
+
+
+def uniform_numbers(keys: Sequence[str], views: int, count: int, seed: int, step: int) -> Tensor:
+    """Return numbers in [0, 1) for drawing points in silhouettes: float64 [len(keys), views, count, 3].
+
+    Those of a view depend on (seed, step, key, place of the view) alone.
+    """
+    rows = [
+        np.random.default_rng((seed, SILHOUETTE, step, zlib.crc32(key.encode()))).random((views, count, 3))
+        for key in keys
+    ]
+    return torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, views, count, 3, dtype=torch.float64)
