@@ -236,7 +236,9 @@ def _print_summary(index: DatasetIndex, console: Console) -> None:
     size = sum(shard.filesize for shard in index.shards)
     console.print(f"{len(index.shards)} shards, {size / 2**20:.1f} MiB; focal length {index.focal_length:g}")
     for what, counts in (("licences", index.licences), ("sources", index.sources)):
-        console.print(f"{what}: " + ", ".join(f"{name} ({count})" for name, count in counts.items()), markup=False)
+        console.print(
+            f"{what}: " + ", ".join(f"{name} ({count})" for name, count in counts.items()), markup=False, soft_wrap=True
+        )
 
 
 def write_sheet(index: DatasetIndex, path: str, rows: int, views: int = 8) -> None:
