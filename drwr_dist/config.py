@@ -14,24 +14,24 @@ from omegaconf import OmegaConf
 
 @dataclass
 class LossConfig:
-    """The objective: unary_weight · unary + repulsion_weight · repulsion."""
+    """The objective: unary_weight · unary + repulsion_weight · repulsion + coverage_weight · coverage."""
 
-    semantics: str = "default"  # default | released: ours, or exactly the released TensorFlow code
+    semantics: str = "default"  # default | released: ours (docs/default_loss.md), or exactly the released code
     grid: int = 32  # pixels; side of the sampling grid, divides the image size
     unary_weight: float = 1.0  # weight of the unary term
-    repulsion_weight: float = 0.02  # weight of the repulsion at the first step
-    repulsion_weight_end: float | None = None  # weight at the last step, reached geometrically; none: constant
+    repulsion_weight: float = 0.2  # weight of the repulsion at the first step; the released value is 3
+    repulsion_weight_end: float | None = 0.02  # weight at the last step, reached geometrically; null: constant
     theta: float = 5.0  # pixels² at grid 32; the Gaussian is exp(-d² / (theta · grid / 32))
-    bias: float = 3.5  # constant in the exponent of the repulsion
-    ring: int = 5  # radii 0 … ring-1 of the structure-aware ring mean
-    area_normalised: bool = False  # repulsion times silhouette area / (pi · h): about alike for thin and wide shapes
-    detach_weights: bool = False  # read the mask in the repulsion as a constant: its gradient only parts the points
+    coverage_weight: float = 1.0  # default semantics only: weight of the coverage term; 0: none
+    coverage_places: int = 256  # default semantics only: places per silhouette that want a projection near
+    bias: float = 3.5  # released semantics only: constant in the exponent of the repulsion
+    ring: int = 5  # released semantics only: radii 0 … ring-1 of the structure-aware ring mean
     method: str = "auto"  # auto | plain | fourier: how the repulsion is computed
 
     @classmethod
     def released(cls) -> LossConfig:
         """Return the weights and constants of the released configuration."""
-        return cls(semantics="released", unary_weight=1.0, repulsion_weight=3.0, theta=5.0, bias=3.5, ring=5)
+        return cls(semantics="released", repulsion_weight=3.0, repulsion_weight_end=None)
 
 
 @dataclass
@@ -42,6 +42,7 @@ class ModelConfig:
     points: int = 2000  # points per shape
     channels: int = 16  # channels of the first convolution; doubled at each of the four halvings that follow
     hidden: int = 1024  # width of the fully connected layers
+    decoder_std: float = 0.002  # of the last layer's weights at the start: a small ball; the released value is 0.025
 
 
 @dataclass

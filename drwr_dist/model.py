@@ -18,7 +18,6 @@ from drwr_dist.errors import UsageError
 
 LEAK = 0.2  # slope of the leaky ReLU below 0
 HALVINGS = 5  # of the image's side, down to the features that are flattened
-DECODER_STD = 0.025  # of the layer that gives the points: at the start they lie near the centre of the cube
 
 
 def build_model(config: ModelConfig, image_size: int) -> PointNetwork:
@@ -51,7 +50,7 @@ class PointNetwork(nn.Module):
         super().__init__()
         self.image_size = image_size
         self.encoder = Encoder(config.channels, config.hidden, image_size)
-        self.decoder = Decoder(config.hidden, config.points)
+        self.decoder = Decoder(config.hidden, config.points, config.decoder_std)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return points [B, N, 3] in [-0.5, 0.5]³ for images [B, 3, H, W] in [0, 1].
@@ -100,10 +99,10 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """One fully connected layer and tanh / 2: codes [B, hidden] to points [B, N, 3]."""
 
-    def __init__(self, hidden: int, points: int) -> None:
+    def __init__(self, hidden: int, points: int, std: float) -> None:
         super().__init__()
         self.fully_connected = nn.Linear(hidden, 3 * points)
-        _truncated_normal(self.fully_connected.weight, DECODER_STD)
+        _truncated_normal(self.fully_connected.weight, std)
         nn.init.zeros_(self.fully_connected.bias)
 
     def forward(self, codes: Tensor) -> Tensor:

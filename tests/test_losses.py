@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from drwr_dist.camera import world_to_camera_from_angles, world_to_camera_from_position
+from drwr_dist.camera import project, world_to_camera_from_angles, world_to_camera_from_position
 from drwr_dist.config import LossConfig
 from drwr_dist.losses import count_left_out, drwr_loss, sampling
+from drwr_dist.losses.coverage import coverage, silhouette_places
 from drwr_dist.losses.repulsion import repulsion, repulsion_fourier, repulsion_plain, series
 from drwr_dist.losses.unary import unary_in_frame
 from drwr_dist.silhouette import smooth_silhouette
@@ -103,6 +104,59 @@ class TestRepulsion:
     def test_an_unknown_method_is_named(self) -> None:
         with pytest.raises(ValueError, match="'dense'"):
             repulsion(torch.zeros(1, 1, 2), torch.zeros(1, 1), torch.zeros(1, 1), 5.0, 31.0, "dense")
+
+
+class TestCoverage:
+    def test_places_are_spread_evenly_over_the_mask(self) -> None:
+        masks = scene()[2][0, :1]  # a disc
+        places = silhouette_places(masks, 256)
+        pixels = (places * 64).floor().long()
+        assert (masks[0, pixels[..., 1], pixels[..., 0]] == 1).all()
+        torch.testing.assert_close((pixels.double() + 0.5) / 64, places)
+        pixel_centres = masks[0].nonzero().flip(-1).double().add(0.5)[None] / 64
+        assert torch.cdist(pixel_centres, places).min(-1).values.max() < 4.0 / 64  # one place for 4 pixels
+
+    def test_places_follow_the_mass_of_a_soft_mask(self) -> None:
+        masks = torch.full((1, 16, 16), 0.25, dtype=F64)
+        masks[..., :8] = 0.75
+        left = silhouette_places(masks, 400)[..., 0] < 0.5
+        assert left.double().mean() == pytest.approx(0.75, abs=0.01)
+
+    @given(seed=st.integers(0, 2**31), count=st.integers(1, 40), n=st.integers(1, 30))
+    @settings(max_examples=30, deadline=None)
+    def test_the_definition(self, seed: int, count: int, n: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        masks = (torch.rand(3, 16, 16, generator=generator, dtype=F64) - 0.5).clamp(0)
+        xy = torch.rand(3, n, 2, generator=generator, dtype=F64) * 1.4 - 0.2
+        valid = torch.rand(3, n, generator=generator) < 0.8
+        valid[:, 0] = True
+        result = coverage(xy, valid, masks, count)
+        places = silhouette_places(masks, count)
+        for view in range(3):
+            nearest = torch.cdist(places[view], xy[view][valid[view]]).min(-1).values
+            expected = ((nearest**2 + 1e-6).sqrt() - 1e-3).mean()
+            torch.testing.assert_close(result[view], expected, atol=1e-9, rtol=1e-7)
+
+    def test_gradient(self) -> None:
+        masks, valid = torch.rand(2, 16, 16, dtype=F64), torch.ones(2, 7, dtype=torch.bool)
+        xy = torch.rand(2, 7, 2, dtype=F64, requires_grad=True)
+        assert torch.autograd.gradcheck(lambda p: coverage(p, valid, masks, 20), (xy,))
+
+    def test_empty_masks_and_views_without_points_cost_nothing(self) -> None:
+        masks = torch.ones(2, 8, 8, dtype=F64)
+        masks[0] = 0
+        valid = torch.tensor([[True] * 4, [False] * 4])
+        xy = torch.rand(2, 4, 2, dtype=F64, requires_grad=True)
+        result = coverage(xy, valid, masks, 9)
+        assert result.tolist() == [0, 0]
+        assert (torch.autograd.grad(result.sum(), xy)[0] == 0).all()
+
+    def test_chunks_of_views_and_autocast_do_not_show(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        xy, valid, masks = torch.rand(5, 90, 2), torch.ones(5, 90, dtype=torch.bool), torch.rand(5, 32, 32)
+        together = coverage(xy, valid, masks, 60)
+        monkeypatch.setattr("drwr_dist.losses.coverage._WORKING_SET", 0)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            torch.testing.assert_close(coverage(xy, valid, masks, 60), together)
 
 
 class TestSampling:
@@ -201,7 +255,7 @@ class TestObjective:
     def test_the_definition(self, semantics: str) -> None:
         """Total from its parts; a batch is the mean of its objects; smooth None is the smooth silhouette."""
         points, cameras, masks = scene()
-        config = LossConfig(unary_weight=0.7, repulsion_weight=0.3)
+        config = LossConfig(unary_weight=0.7, repulsion_weight=0.3, coverage_weight=0.0)
         loss = drwr_loss(points, cameras, masks, semantics=semantics, config=config)
         torch.testing.assert_close(loss.total, 0.7 * loss.unary + 0.3 * loss.repulsion)
         each = [
@@ -216,8 +270,38 @@ class TestObjective:
         points, cameras, masks = scene()
         released = drwr_loss(points, cameras, masks, semantics="released")
         torch.testing.assert_close(released.total, released.unary + 3 * released.repulsion)
-        ours = drwr_loss(points, cameras, masks)
-        torch.testing.assert_close(ours.total, ours.unary + LossConfig().repulsion_weight * ours.repulsion)
+        ours, weights = drwr_loss(points, cameras, masks), LossConfig()
+        xy, _ = project(points[:, None], cameras)
+        xy = xy.flatten(0, 1)
+        covered = coverage(xy, xy.isfinite().all(-1), masks.flatten(0, 1), weights.coverage_places).mean()
+        expected = ours.unary + weights.repulsion_weight * ours.repulsion + weights.coverage_weight * covered
+        torch.testing.assert_close(ours.total, expected)
+
+    @pytest.mark.parametrize("grid", [32, 64])
+    @pytest.mark.parametrize("width", [20, 60])
+    def test_our_repulsion_is_below_one_for_even_cover(self, grid: int, width: int) -> None:
+        """Somewhat, by what is missing beyond the edges; whatever the shape, the grid and the number of points."""
+        cameras = torch.eye(4, dtype=F64)[None, None].clone()
+        cameras[..., 2, 3] = 2
+        masks = torch.zeros(1, 1, 128, 128, dtype=F64)
+        masks[..., 20:110, 64 - width // 2 : 64 + width // 2] = 1
+        xy = silhouette_places(masks[0], 1500)
+        points = torch.cat(((xy - 0.5) * 2 / 1.875, torch.zeros(1, 1500, 1, dtype=F64)), dim=-1)
+        assert drwr_loss(points, cameras, masks, grid=grid).repulsion == pytest.approx(0.8, abs=0.25)
+
+    def test_coverage_draws_a_point_to_a_part_that_has_none(self) -> None:
+        """All points in one half of the silhouette: without the term, the other half has no say."""
+        cameras = torch.eye(4, dtype=F64)[None, None].clone()
+        cameras[..., 2, 3] = 2
+        masks = torch.zeros(1, 1, 64, 64, dtype=F64)
+        masks[..., 20:44, 8:56] = 1
+        points = (torch.rand(1, 40, 3, dtype=F64) * 0.1 - 0.3).requires_grad_()
+        pulls = []
+        for weight in (0.0, 1.0):
+            config = LossConfig(repulsion_weight=0.0, coverage_weight=weight)
+            loss = drwr_loss(points, cameras, masks, config=config)
+            pulls.append(-torch.autograd.grad(loss.total, points)[0][..., 0].sum())
+        assert pulls[1] > pulls[0] + 0.1
 
     @BOTH
     def test_points_inside_cost_nothing_and_spread_lowers_the_repulsion(self, semantics: str) -> None:
@@ -304,18 +388,6 @@ class TestObjective:
         assert gradient.isfinite().all()
         drawn_back = gradient[0, :2].abs().sum(-1) > 0
         assert (drawn_back == (semantics == "default")).all()
-
-    def test_switches(self) -> None:
-        points, cameras, masks = scene(points=30)
-        points.requires_grad_()
-        plain = drwr_loss(points, cameras, masks, config=LossConfig())
-        scaled = drwr_loss(points, cameras, masks, config=LossConfig(area_normalised=True))
-        area = masks[0, 0].mean() * 32**2
-        torch.testing.assert_close(scaled.repulsion, plain.repulsion * area / (5 * math.pi))
-        constant = drwr_loss(points, cameras, masks, config=LossConfig(detach_weights=True))
-        torch.testing.assert_close(constant.repulsion, plain.repulsion)
-        gradients = [torch.autograd.grad(loss.repulsion, points)[0] for loss in (plain, constant)]
-        assert not torch.allclose(*gradients)
 
     def test_dtypes(self) -> None:
         points, cameras, masks = scene()

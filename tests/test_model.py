@@ -81,7 +81,7 @@ def test_same_padding(kernel: int, stride: int, size: int, before: int, after: i
 
 
 def test_initialisation() -> None:
-    network = build_model(ModelConfig(), 64)
+    network = build_model(ModelConfig(decoder_std=0.025), 64)
     for name, parameter in network.named_parameters():
         if name.endswith("bias"):
             assert (parameter == 0).all()
@@ -91,6 +91,12 @@ def test_initialisation() -> None:
         assert parameter.abs().max() <= 2 * std
         cut_off = 0.8796  # the deviation that a normal cut off at two standard deviations keeps
         assert parameter.std().item() == pytest.approx(cut_off * std, rel=0.1)
+
+
+def test_an_untrained_network_gives_a_small_ball() -> None:
+    points = build_model(ModelConfig(points=300), 64)(torch.rand(2, 3, 64, 64))
+    assert 0.001 < points.std() < 0.06
+    assert points.mean().abs() < 0.01
 
 
 def test_wrong_sizes_are_named() -> None:

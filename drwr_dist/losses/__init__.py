@@ -1,6 +1,14 @@
 """The objective and its parts, pure functions."""
 
+from drwr_dist.losses.coverage import silhouette_places
 from drwr_dist.losses.objective import DrwrLoss, count_left_out, drwr_loss
 from drwr_dist.losses.repulsion import repulsion_fourier, repulsion_plain
 
-__all__ = ["DrwrLoss", "count_left_out", "drwr_loss", "repulsion_fourier", "repulsion_plain"]
+__all__ = [
+    "DrwrLoss",
+    "count_left_out",
+    "drwr_loss",
+    "repulsion_fourier",
+    "repulsion_plain",
+    "silhouette_places",
+]

@@ -11,6 +11,7 @@ from torch import Tensor
 from drwr_dist.camera import FOCAL_LENGTH, project
 from drwr_dist.config import LossConfig
 from drwr_dist.losses import sampling
+from drwr_dist.losses.coverage import coverage
 from drwr_dist.losses.repulsion import repulsion
 from drwr_dist.losses.unary import unary_in_frame, unary_of_samples
 from drwr_dist.silhouette import smooth_silhouette
@@ -19,20 +20,21 @@ SEMANTICS = ("default", "released")
 
 
 class DrwrLoss(NamedTuple):
-    """The loss, a scalar each: total = unary_weight · unary + repulsion_weight · repulsion."""
+    """The loss, a scalar each. Ours has coverage_weight · coverage in the total as well, without a field of its own."""
 
-    total: Tensor
+    total: Tensor  # unary_weight · unary + repulsion_weight · repulsion (+ coverage_weight · coverage)
     unary: Tensor  # unweighted
     repulsion: Tensor  # unweighted
 
 
 class ViewTerms(NamedTuple):
-    """What one semantics makes of the projections: all that the two terms need, per point."""
+    """What one semantics makes of the projections: all that unary and repulsion need."""
 
     unary: Tensor  # [L, N]
     coordinates: Tensor  # [L, N, 2] pixels, for the distances between points
     weights: Tensor  # [L, N]
-    ring_mean: Tensor  # [L, N]
+    bias: Tensor  # [L, N], in the exponent of the repulsion
+    share: Tensor  # [L], factor of the repulsion
     span: float  # pixels, bound of the coordinate differences
 
 
@@ -50,15 +52,21 @@ def drwr_loss(
 ) -> DrwrLoss:
     """Judge points by their projections into silhouettes: Han et al., ICML 2020, nothing is rendered.
 
-    unary = mean over views and points of |1 - smooth silhouette at the point|; repulsion = mean over views
-    of 1/n² Σ_ij w_i w_j exp(-|c_i - c_j|² / h + bias + ring_mean_i), with w the mask at the point, h =
-    theta · grid / 32 pixels², i = j included.
+    unary = mean over views and points of |1 - smooth silhouette at the point|.
 
-    "released" gives the numbers of the released TensorFlow code: strided subsampling, frame to [0, grid -
-    1], points out of the frame stuck at its border. "default" is ours: half-pixel centres, masks averaged
-    to the grid, zero weight outside the frame and a unary that draws points back into it.
+    "released" gives the numbers of the released TensorFlow code (strided subsampling, frame to [0, grid - 1],
+    points out of the frame stuck at its border):
+    repulsion = mean over views of 1/n² Σ_ij w_i w_j exp(-|c_i - c_j|² / h + bias + ring_mean_i), with w the mask
+    at the point, h = theta · grid / 32 pixels², i = j included.
 
-    Points with depth ≤ 0.01 are left out of both terms of that view (n counts the others), without a gradient;
+    "default" is ours: half-pixel centres, masks averaged to the grid, zero weight outside the frame, a unary that
+    draws points back into it, and two changes that docs/default_loss.md measures. The repulsion is
+    area / (π h) · 1/n² Σ_ij w_i w_j exp(-|c_i - c_j|² / h): 1 for points spread evenly over the silhouette, whatever
+    its shape, the grid and n, so that one weight serves all. And the total has a coverage term, the mean distance
+    (widths of the frame) from places spread over the silhouette to their nearest projections: see
+    `drwr_dist.losses.coverage`.
+
+    Points with depth ≤ 0.01 are left out of all terms of that view (n counts the others), without a gradient;
     `count_left_out` counts them. A view that has no point left contributes 0. A coordinate that is not finite
     makes all three results NaN: a broken network must not look as if it had nothing to pay.
 
@@ -91,9 +99,13 @@ def drwr_loss(
 
     xy, _ = project(points[:, None], world_to_camera, focal_length)
     xy = xy.flatten(0, 1)  # [L, N, 2], L = B · V
-    unary, pairs = _per_view(xy, masks, smooth, grid, config, semantics, method)
+    terms = _per_view(xy, masks, smooth, grid, config, semantics, method)
     broken = torch.where(points.isfinite().all(), 0.0, torch.nan)
-    return _combine(unary.mean() + broken, pairs.mean() + broken, config)
+    unary, pairwise, covered = (term.mean() + broken for term in terms)
+    total = config.unary_weight * unary + config.repulsion_weight * pairwise
+    if semantics == "default":
+        total = total + config.coverage_weight * covered
+    return DrwrLoss(total, unary, pairwise)
 
 
 def count_left_out(points: Tensor, world_to_camera: Tensor, focal_length: float | Tensor = FOCAL_LENGTH) -> Tensor:
@@ -105,53 +117,55 @@ def count_left_out(points: Tensor, world_to_camera: Tensor, focal_length: float 
 
 def _per_view(
     xy: Tensor, masks: Tensor, smooth: Tensor, grid: int, config: LossConfig, semantics: str, method: str
-) -> tuple[Tensor, Tensor]:
-    """Return both terms of each view [L], from projections [L, N, 2] and silhouettes [L, H, H]."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return unary, repulsion and coverage of each view [L], from projections [L, N, 2] and silhouettes [L, H, H]."""
     valid = xy.isfinite().all(-1)
     xy = torch.where(valid[..., None], xy, torch.full_like(xy, 0.5))
-    terms = _TERMS[semantics](xy, masks, smooth, grid, config.ring)
+    terms = _TERMS[semantics](xy, masks, smooth, grid, config)
     n = valid.sum(-1).clamp(min=1)
     unary = torch.where(valid, terms.unary, torch.zeros_like(terms.unary)).sum(-1) / n
 
-    bandwidth = config.theta * grid / 32
     weights = torch.where(valid, terms.weights, torch.zeros_like(terms.weights))
-    bias = config.bias + terms.ring_mean
-    if config.detach_weights:
-        weights, bias = weights.detach(), bias.detach()
-    pairs = repulsion(terms.coordinates, weights, bias, bandwidth, terms.span, method) / n**2
-    if config.area_normalised:  # evenly spread points have a share π h / area of the others within reach
-        pairs = pairs * masks.mean((-2, -1)) * grid**2 / (math.pi * bandwidth)
-    return unary, pairs
+    pairs = repulsion(terms.coordinates, weights, terms.bias, _bandwidth(config, grid), terms.span, method)
+    covered = torch.zeros_like(unary)
+    if semantics == "default" and config.coverage_weight > 0:
+        covered = coverage(xy, valid, masks, config.coverage_places)
+    return unary, terms.share * pairs / n**2, covered
 
 
-def _combine(unary: Tensor, pairwise: Tensor, config: LossConfig) -> DrwrLoss:
-    return DrwrLoss(config.unary_weight * unary + config.repulsion_weight * pairwise, unary, pairwise)
+def _bandwidth(config: LossConfig, grid: int) -> float:
+    """Return h, pixels²."""
+    return config.theta * grid / 32
 
 
-def _default_terms(xy: Tensor, masks: Tensor, smooth: Tensor, grid: int, ring: int) -> ViewTerms:
+def _default_terms(xy: Tensor, masks: Tensor, smooth: Tensor, grid: int, config: LossConfig) -> ViewTerms:
     """Read the silhouettes with half-pixel centres, averaged to the grid, zero outside."""
     image = sampling.area_average(masks, grid)
     coordinates = sampling.pixel_coordinates(xy, grid)
+    weights = sampling.bilinear_in_zeros(image, coordinates)
     return ViewTerms(
         unary=unary_in_frame(sampling.area_average(smooth, grid), coordinates),
         # Weights end at -1 and at grid. Beyond, points take no part, and the series wants a bounded span.
         coordinates=coordinates.clamp(-1, grid),
-        weights=sampling.bilinear_in_zeros(image, coordinates),
-        ring_mean=sampling.ring_mean(image, coordinates, ring),
+        weights=weights,
+        bias=torch.zeros_like(weights),
+        # Of evenly spread points, each has a share π h / area of the others within reach.
+        share=image.sum((-2, -1)) / (math.pi * _bandwidth(config, grid)),
         span=grid + 1,
     )
 
 
-def _released_terms(xy: Tensor, masks: Tensor, smooth: Tensor, grid: int, ring: int) -> ViewTerms:
+def _released_terms(xy: Tensor, masks: Tensor, smooth: Tensor, grid: int, config: LossConfig) -> ViewTerms:
     """Read the silhouettes as the released code does, with its borders and its mapping."""
     coordinates = sampling.released_coordinates(xy, grid)
     smooth_image = sampling.released_image(smooth, grid)
-    samples = sampling.released_samples(sampling.released_image(masks, grid), coordinates, ring)
+    samples = sampling.released_samples(sampling.released_image(masks, grid), coordinates, config.ring)
     return ViewTerms(
         unary=unary_of_samples(sampling.released_samples(smooth_image, coordinates, 1)[..., 0]),
         coordinates=coordinates,
         weights=samples[..., 0],
-        ring_mean=samples.mean(-1),
+        bias=config.bias + samples.mean(-1),
+        share=torch.ones_like(xy[:, 0, 0]),
         span=grid - 1,
     )
 

@@ -1,0 +1,96 @@
+"""The coverage term: every part of the silhouette should have a projection near. No rendering either.
+
+Repulsion spreads points that are inside a silhouette; it neither sees a part that no point has reached, nor draws
+a point there. This term does. S places stand for the silhouette, spread evenly over its area, and each asks for
+its nearest projection:
+
+    C = 1/S Σ_s ( √(min_i |x_s - p_i|² + ε²) - ε ),    in widths of the frame
+
+Linear in the number of points, as S is fixed. The places are a function of the mask alone, so that a run's numbers
+depend neither on the number of workers nor on where it was resumed.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import torch
+from torch import Tensor
+
+SOFTENING = 1e-3  # widths of the frame; ε: a point that has arrived feels no kink
+_WORKING_SET = 64 * 2**20  # bytes of distances that are alive at once
+
+
+def silhouette_places(masks: Tensor, count: int) -> Tensor:
+    """Return `count` places per silhouette, spread evenly over its area.
+
+    The mask's mass is laid out along a Z-order curve through the image, which keeps neighbours together, and cut
+    into `count` equal parts; the centre of the pixel in which the middle of a part lies is the place.
+
+    Args:
+        masks: [L, H, H] in [0, 1].
+        count: places per mask.
+
+    Returns:
+        [L, count, 2], frame coordinates (x, y down). Of an empty mask: any.
+    """
+    side = masks.shape[-1]
+    curve = torch.from_numpy(_z_order(side)).to(masks.device)
+    mass = masks.flatten(1)[:, curve].double().cumsum(-1)  # float64: middles and sums must not tie by rounding
+    middles = (torch.arange(count, device=masks.device, dtype=mass.dtype) + 0.5) / count
+    found = torch.searchsorted(mass, middles * mass[:, -1:]).clamp(max=side * side - 1)
+    pixel = curve[found]
+    return torch.stack((pixel % side, pixel // side), dim=-1).to(masks.dtype).add(0.5) / side
+
+
+def coverage(
+    xy: Tensor,  # [L, N, 2]
+    valid: Tensor,  # [L, N]
+    masks: Tensor,  # [L, H, H]
+    count: int,
+) -> Tensor:
+    """Return C of each view: the mean distance from the silhouette's places to their nearest projections.
+
+    Args:
+        xy: [L, N, 2], frame coordinates, finite.
+        valid: [L, N], which points take part.
+        masks: [L, H, H] in [0, 1].
+        count: places per silhouette.
+
+    Returns:
+        [L], widths of the frame; 0 for an empty mask and for a view without points.
+    """
+    # Autocast would compute in half precision, which confuses neighbours.
+    with torch.autocast(xy.device.type, enabled=False):
+        places = silhouette_places(masks, count)
+        chosen = _nearest(xy.detach(), valid, places)
+    nearest = xy.gather(1, chosen[..., None].expand(-1, -1, 2))
+    distance = ((nearest - places).square().sum(-1) + SOFTENING**2).sqrt() - SOFTENING
+    takes_part = valid.any(-1) & (masks.flatten(1) > 0).any(-1)
+    return torch.where(takes_part, distance.mean(-1), torch.zeros_like(distance[:, 0]))
+
+
+@torch.no_grad()
+def _nearest(xy: Tensor, valid: Tensor, places: Tensor) -> Tensor:
+    """Return the index [L, S] of the valid point nearest to each place, in chunks of views."""
+    each = places.shape[1] * xy.shape[1] * xy.element_size()
+    size = max(1, _WORKING_SET // each)
+    indices = []
+    for start in range(0, max(len(xy), 1), size):
+        points = xy[start : start + size]
+        # |p|² - 2 x·p orders the points as |x - p|² does.
+        squared = torch.where(valid[start : start + size], points.square().sum(-1), torch.inf)
+        order = torch.baddbmm(squared[:, None], places[start : start + size], points.mT, alpha=-2)
+        indices.append(order.argmin(-1))
+    return torch.cat(indices)
+
+
+@functools.lru_cache(maxsize=8)
+def _z_order(side: int) -> np.ndarray:
+    """Return the pixel numbers (row by row) of a side × side image in the order of a Z-order curve."""
+    row, column = np.divmod(np.arange(side * side, dtype=np.int64), side)
+    key = np.zeros_like(row)
+    for bit in range(side.bit_length()):
+        key |= ((column >> bit) & 1) << (2 * bit) | ((row >> bit) & 1) << (2 * bit + 1)
+    return np.argsort(key, kind="stable")
