@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,9 @@ def show(run: Path, config: TrainConfig, block: dict[str, Any] | None, console: 
             lines += [f"point clouds: {run / PREDICTIONS}/<category>/<object>.<input view>.ply"]
             lines += [f"picture:      {run / 'gallery.png'}  (input, prediction, ground truth)"]
         console.print("\n".join(lines), highlight=False, soft_wrap=True)
-    console.print(f"curves:       tensorboard --logdir {run / TENSORBOARD}", highlight=False, soft_wrap=True)
+    tensorboard = Path(sys.executable).with_name("tensorboard")
+    command = tensorboard if tensorboard.exists() else "tensorboard"
+    console.print(f"curves:       {command} --logdir {run / TENSORBOARD}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from drwr_dist.errors import TrainingError, UsageError
 from drwr_dist.validation import workers_range
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray's own list of checkpoints in the run's folder
+OBJECT_STORE = 128 * 2**20  # bytes; no tensor goes through Ray's object store, and /dev/shm may be small
 
 
 @contextlib.contextmanager
@@ -48,6 +49,7 @@ def run_lock(run: Path) -> Iterator[None]:
 def ray_session(cluster: ClusterConfig, most_workers: int) -> Iterator[None]:
     """Start Ray on this machine, or join the cluster that the configuration or RAY_ADDRESS names."""
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = os.environ.get("RAY_ADDRESS") or cluster.address
     quiet: dict[str, Any] = {
         "log_to_driver": cluster.verbose,
@@ -58,7 +60,7 @@ def ray_session(cluster: ClusterConfig, most_workers: int) -> Iterator[None]:
     if address == "local":
         # The promise is that a laptop runs what a cluster runs: more workers than cores share the cores.
         cores = max(os.cpu_count() or 1, int(most_workers * cluster.cpus_per_worker + 1))
-        ray.init(address="local", num_cpus=cores, include_dashboard=False, **quiet)
+        ray.init(address="local", num_cpus=cores, include_dashboard=False, object_store_memory=OBJECT_STORE, **quiet)
     else:
         ray.init(address=address, **quiet)
     try:
