@@ -119,6 +119,26 @@ def world_to_camera_from_extrinsic(extrinsic: Tensor) -> Tensor:
     return _assemble(torch.stack((-first, third, second), dim=-1), torch.stack((tx, -ty, tz), dim=-1))
 
 
+def mirrored_cameras(world_to_camera: Tensor) -> Tensor:
+    """Return the cameras that see the object's mirror image, across z = 0, in the left-right flipped images.
+
+    Flipping an image mirrors the camera frame at x = 0; W' = diag(-1, 1, 1, 1) W diag(1, 1, -1, 1) gives
+    camera coordinates of (x, y, -z) that are those of (x, y, z) with X negated. Two mirrorings make W' a rotation
+    again. Holds for a principal point in the middle of the frame.
+
+    Args:
+        world_to_camera: [..., 4, 4], OpenCV convention.
+
+    Returns:
+        [..., 4, 4].
+    """
+    _require(world_to_camera, "world_to_camera", (4, 4))
+    signs = world_to_camera.new_ones(4, 4)
+    signs[0, :] *= -1
+    signs[:, 2] *= -1
+    return world_to_camera * signs
+
+
 def project(
     points: Tensor,  # [B, N, 3]
     world_to_camera: Tensor,  # [B, 4, 4]

@@ -56,6 +56,7 @@ class DataConfig:
     binarize: bool = True  # silhouette = alpha ≥ 0.6, as the released record generator; else the alpha itself
     supervision_views: int = 4  # silhouettes per object and step that judge the points
     view_order: str = "random"  # random | fixed: fixed takes view 0 as input and the first views as judges
+    mirror: bool = False  # mirror objects across z = 0 one time in two: images flipped, cameras to match
     on_bad_sample: str = "fail"  # fail | skip: skipped samples are counted and reported
     max_skip_fraction: float = 0.01  # of the samples seen; more skipped samples than that fail the run
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from drwr_dist.camera import (
     CAMERA_DISTANCE,
     NEAR,
+    mirrored_cameras,
     project,
     world_to_camera_from_angles,
     world_to_camera_from_extrinsic,
@@ -116,6 +117,19 @@ class TestConversions:
     def test_positions_without_a_direction(self, value: float) -> None:
         with pytest.raises(ValueError, match="cam_pos"):
             world_to_camera_from_position(torch.full((2, 3), value))
+
+
+def test_a_mirrored_object_is_a_flipped_image() -> None:
+    world_to_camera, points = cameras(4), torch.rand(4, 20, 3, dtype=F64) - 0.5
+    mirrored = mirrored_cameras(world_to_camera)
+    xy, depth = project(points, world_to_camera)
+    flipped, same_depth = project(points * torch.tensor([1, 1, -1]), mirrored)
+    torch.testing.assert_close(flipped, torch.stack((1 - xy[..., 0], xy[..., 1]), dim=-1))
+    torch.testing.assert_close(same_depth, depth)
+    rotation = mirrored[:, :3, :3]
+    torch.testing.assert_close(rotation @ rotation.mT, torch.eye(3, dtype=F64).expand(4, 3, 3))
+    torch.testing.assert_close(torch.linalg.det(rotation), torch.ones(4, dtype=F64))
+    torch.testing.assert_close(mirrored_cameras(mirrored), world_to_camera)
 
 
 class TestProject:

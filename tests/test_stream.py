@@ -10,6 +10,7 @@ import pytest
 import torch
 from toy import drwr
 
+from drwr_dist.camera import mirrored_cameras
 from drwr_dist.config import DataConfig, LoaderConfig
 from drwr_dist.data.index import load_index
 from drwr_dist.data.stream import Batch, Example, SampleStream, SampleTable, batches, check_views
@@ -94,6 +95,23 @@ def test_views_follow_the_configuration(toy_dataset: Path):
                 assert np.allclose(batch.world_to_camera[row].numpy(), sample.world_to_camera[:3])
     with pytest.raises(UsageError, match="supervision_views=6"):
         check_views(DataConfig(supervision_views=6), index)
+
+
+def test_mirroring_flips_images_masks_and_cameras_of_every_second_sample(toy_dataset: Path):
+    plain, mixed = stream(toy_dataset, stop=6), stream(toy_dataset, stop=6, mirror=True)
+    flips = []
+    for one, other in zip(plain, mixed, strict=True):
+        assert one.keys == other.keys
+        for i in range(len(one.keys)):
+            flips.append(not torch.equal(one.world_to_camera[i], other.world_to_camera[i]))
+            cameras = mirrored_cameras(one.world_to_camera[i]) if flips[-1] else one.world_to_camera[i]
+            assert torch.equal(other.world_to_camera[i], cameras)
+            for name in ("images", "masks", "smooth"):
+                expected = getattr(one, name)[i].flip(-1) if flips[-1] else getattr(one, name)[i]
+                assert torch.equal(getattr(other, name)[i], expected)
+    assert 0.2 < np.mean(flips) < 0.8
+    again = stream(toy_dataset, start=3, stop=6, mirror=True)
+    assert all(torch.equal(one.images, other.images) for one, other in zip(mixed[3:], again, strict=True))
 
 
 def test_categories_select_and_unknown_ones_are_refused(toy_dataset: Path):

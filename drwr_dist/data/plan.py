@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 # Separates the random streams, so that no two purposes ever draw the same numbers from one seed.
-ORDER, VIEWS = 1, 2
+ORDER, VIEWS, MIRROR = 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,10 @@ class Plan:
         random = np.random.default_rng((self.seed, VIEWS, epoch, sample))
         order = random.permutation(views)
         return int(random.integers(views)), sorted(int(view) for view in order[:supervision])
+
+    def mirrored(self, sample: int, epoch: int) -> bool:
+        """Return whether a sample is mirrored in an epoch: one time in two, where `data.mirror` asks for it."""
+        return bool(np.random.default_rng((self.seed, MIRROR, epoch, sample)).random() < 0.5)
 
 
 def rank_slice(batch: Sequence[int] | np.ndarray, rank: int, world_size: int) -> np.ndarray:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from drwr_dist.camera import mirrored_cameras
 from drwr_dist.config import DataConfig, LoaderConfig
 from drwr_dist.data.index import DatasetIndex, load_index, read_sample
 from drwr_dist.data.plan import Plan, rank_slice
@@ -153,12 +154,15 @@ class SampleStream(Dataset[Example | Failure]):
         image = composite(decoded.images[input_view], decoded.masks[input_view], self.config.background)
         alpha = torch.from_numpy(decoded.masks[supervision].astype(np.float32) / 255.0)
         masks = binarize(alpha) if self.config.binarize else alpha
+        pixels, cameras = as_tensor(image), torch.from_numpy(decoded.world_to_camera[supervision])
+        if self.config.mirror and self.plan.mirrored(sample, epoch):
+            pixels, masks, cameras = pixels.flip(-1), masks.flip(-1), mirrored_cameras(cameras)
         return Example(
             key=decoded.key,
-            image=as_tensor(image),
+            image=pixels,
             masks=masks,
             smooth=smooth_silhouette(masks),
-            world_to_camera=torch.from_numpy(decoded.world_to_camera[supervision]),
+            world_to_camera=cameras,
             focal_length=torch.from_numpy(decoded.focal_length[supervision]),
         )
 
