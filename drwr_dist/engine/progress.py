@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
+SHOWN = ("unary", "repulsion", "volumetric", "sum", "entropy", "chamfer_2d")  # terms of the loss, where in use
+WINDOW = 60.0  # seconds over which the speed is taken for the ETA
 LOG_INTERVAL = 10.0  # seconds between lines where the output is not a terminal
 
 
@@ -19,7 +22,7 @@ class TrainingProgress:
         self.console = console
         self._steps = steps
         self._bar: Progress | None = None
-        self._first: tuple[int, float] | None = None  # (step, time) of the first progress: resumed runs start late
+        self._recent: deque[tuple[int, float]] = deque()  # (step, time) of the last minute, for the ETA
         self._logged, self._shown = 0.0, 0  # time and step of the last line
         if console.is_terminal:
             self._bar = Progress(BarColumn(bar_width=12), TextColumn("{task.description}"), console=console)
@@ -45,8 +48,7 @@ class TrainingProgress:
     def update(self, values: dict[str, Any]) -> None:
         """Show the newest progress that rank 0 has posted (a row of metrics.jsonl, with its step)."""
         now, step = time.monotonic(), int(values["step"])
-        if self._first is None:
-            self._first = (step, now)
+        self._remember(step, now)
         text = self._text(values, step, now)
         if self._bar:
             self._bar.update(self._task, completed=step, description=text)
@@ -55,14 +57,22 @@ class TrainingProgress:
             self._logged, self._shown = now, step
 
     def _text(self, values: dict[str, Any], step: int, now: float) -> str:
+        terms = "".join(f"{name} {values[name]:.4f} " for name in SHOWN if name in values)
         return (
-            f"{step}/{self._steps} loss {values['loss']:.4f} unary {values['unary']:.4f} "
-            f"repulsion {values['repulsion']:.3f} {values['samples_per_second']:.0f} samples/s {self._left(step, now)}"
+            f"{step}/{self._steps} loss {values['loss']:.4f} {terms}"
+            f"{values['samples_per_second']:.0f} samples/s {self._left(step, now)}"
         )
 
+    def _remember(self, step: int, now: float) -> None:
+        if self._recent and step < self._recent[-1][0]:
+            self._recent.clear()  # workers were replaced and resumed from a checkpoint
+        if not self._recent or step > self._recent[-1][0]:
+            self._recent.append((step, now))
+        while now - self._recent[0][1] > WINDOW and len(self._recent) > 2:
+            self._recent.popleft()
+
     def _left(self, step: int, now: float) -> str:
-        assert self._first is not None
-        done, elapsed = step - self._first[0], now - self._first[1]
+        done, elapsed = step - self._recent[0][0], now - self._recent[0][1]
         if not done:
             return "ETA …"
         seconds = round(elapsed / done * (self._steps - step))

@@ -1,0 +1,57 @@
+"""Nodes that leave: a real multi-node Ray cluster on this machine, whose raylets are killed."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from ray.cluster_utils import Cluster
+from toy import REPOSITORY, SMALL_RUN, command, drwr, rows
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def cluster():
+    """A head without CPUs for training, and two nodes of one worker each."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    cluster.wait_for_nodes()
+    yield cluster, nodes
+    cluster.shutdown()
+
+
+def run_and_lose_a_node(cluster: Cluster, node: object, data: Path, storage: Path, *arguments: str) -> str:
+    line = command(
+        "train", f"data={data}", f"storage={storage}", "name=nodes", f"cluster.address={cluster.address}", *SMALL_RUN,
+        *arguments,
+    )  # fmt: skip
+    process = subprocess.Popen(line, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not (storage / "nodes" / "checkpoints" / "step-00000050").exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.2)
+    cluster.remove_node(node, allow_graceful=False)
+    out, err = process.communicate(timeout=420)
+    assert process.returncode == 0, err
+    return out
+
+
+def check_against_undisturbed(data: Path, storage: Path, settings: tuple[str, ...]) -> None:
+    done = drwr("train", f"data={data}", f"storage={storage}", "name=whole", "workers=1", *SMALL_RUN, *settings)
+    assert done.returncode == 0, done.stderr
+    one, other = rows(storage / "nodes"), rows(storage / "whole")
+    assert [row["step"] for row in one] == [row["step"] for row in other]
+    assert [row["loss"] for row in one] == pytest.approx([row["loss"] for row in other], rel=1e-8)
+
+
+SETTINGS = ("steps=2500", "checkpoint.every=50", "log_every=10", "precision=float64", "evaluation.split=")
+
+
+def test_elastic_training_goes_on_with_the_node_that_is_left(cluster, toy_dataset: Path, tmp_path: Path):
+    ray_cluster, nodes = cluster
+    out = run_and_lose_a_node(ray_cluster, nodes[1], toy_dataset, tmp_path, "workers=[1,2]", *SETTINGS)
+    assert "resuming after step" in out
+    check_against_undisturbed(toy_dataset, tmp_path, SETTINGS)
