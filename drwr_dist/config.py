@@ -27,6 +27,15 @@ class LossConfig:
     bias: float = 3.5  # released semantics only: constant in the exponent of the repulsion
     ring: int = 5  # released semantics only: radii 0 … ring-1 of the structure-aware ring mean
     method: str = "auto"  # auto | plain | fourier: how the repulsion is computed
+    volumetric_weight: float = 0.0  # weight of the volumetric projection loss of DPC
+    volumetric_sigma: float = 3.0  # voxels; blur of its grid at the first step, falling linearly
+    volumetric_sigma_end: float = 0.2  # voxels; blur at the last step
+    volumetric_kernel: int = 21  # voxels, odd; size of the blur's kernel
+    keep_points: float = 1.0  # share of the points that count at the first step, rising linearly to 1; DPC: 0.07
+    sum_weight: float = 0.0  # weight of the released repulsion by the sum of distances
+    entropy_weight: float = 0.0  # weight of the released repulsion by their entropy
+    chamfer_2d_weight: float = 0.0  # weight of the 2D Chamfer distance to points drawn in the silhouettes
+    chamfer_2d_draws: int = 1000  # points drawn per silhouette and step
 
     @classmethod
     def released(cls) -> LossConfig:
@@ -43,6 +52,7 @@ class ModelConfig:
     channels: int = 16  # channels of the first convolution; doubled at each of the four halvings that follow
     hidden: int = 1024  # width of the fully connected layers
     decoder_std: float = 0.002  # of the last layer's weights at the start: a small ball; the released value is 0.025
+    scale_head: bool = False  # learn a factor of the occupancies, which the volumetric loss alone reads
 
 
 @dataclass

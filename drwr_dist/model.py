@@ -1,13 +1,14 @@
 """The network from one image to points: the encoder and decoder of the released code.
 
 Modules carry the names of the TensorFlow variables: `tensorflow_name` maps one to the other. The released
-decoder has further heads (`fully_connected_1` z, `_2` b, `_3` occupancy scale); no loss of this package
-reads them, so they are not built.
+decoder has further heads: `fully_connected_1` z and `_2` b, which no loss reads and which are not built, and `_3`,
+the scale of the occupancies, which is built where the volumetric loss wants it.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from drwr_dist.config import ModelConfig
 from drwr_dist.errors import UsageError
 
 LEAK = 0.2  # slope of the leaky ReLU below 0
+SCALE_STD = 0.025  # of the weights of the occupancies' scale at the start
 HALVINGS = 5  # of the image's side, down to the features that are flattened
 
 
@@ -43,6 +45,21 @@ def build_model(config: ModelConfig, image_size: int) -> PointNetwork:
     return PointNetwork(config, image_size)
 
 
+class Prediction(NamedTuple):
+    """What the network makes of images."""
+
+    points: Tensor  # [B, N, 3] in [-0.5, 0.5]³
+    scale: Tensor | None  # [B] in [0, 1], factor of the occupancies; None without its head
+
+    def select(self, rows: slice) -> Prediction:
+        """Return the predictions of some images."""
+        return Prediction(self.points[rows], None if self.scale is None else self.scale[rows])
+
+    def nothing(self) -> Tensor:
+        """Return 0 with a path to every parameter, along which nothing flows."""
+        return sum((part.sum() * 0.0 for part in self if part is not None), self.points.new_zeros(()))
+
+
 class PointNetwork(nn.Module):
     """Encoder and decoder in sequence."""
 
@@ -50,7 +67,7 @@ class PointNetwork(nn.Module):
         super().__init__()
         self.image_size = image_size
         self.encoder = Encoder(config.channels, config.hidden, image_size)
-        self.decoder = Decoder(config.hidden, config.points, config.decoder_std)
+        self.decoder = Decoder(config.hidden, config.points, config.decoder_std, config.scale_head)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return points [B, N, 3] in [-0.5, 0.5]³ for images [B, 3, H, W] in [0, 1].
@@ -58,11 +75,27 @@ class PointNetwork(nn.Module):
         Raises:
             ValueError: images of another shape.
         """
+        return self.predict(images).points
+
+    def predict(self, images: Tensor) -> Prediction:
+        """Return all that the network says of images [B, 3, H, W] in [0, 1]; raises as `forward`."""
         size = self.image_size
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size):
             raise ValueError(f"images must be [B, 3, {size}, {size}], got {list(images.shape)}")
-        points: Tensor = self.decoder(self.encoder(images))
-        return points
+        codes = self.encoder(images)
+        return Prediction(self.decoder(codes), self.decoder.scale(codes))
+
+
+class AllHeads(nn.Module):
+    """A network whose forward pass returns everything it predicts: what training wraps for DDP."""
+
+    def __init__(self, network: PointNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Prediction:
+        """Return the network's `predict`."""
+        return self.network.predict(images)
 
 
 class Encoder(nn.Module):
@@ -97,13 +130,21 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """One fully connected layer and tanh / 2: codes [B, hidden] to points [B, N, 3]."""
+    """One fully connected layer and tanh / 2: codes [B, hidden] to points [B, N, 3]; perhaps one more for the scale."""
 
-    def __init__(self, hidden: int, points: int, std: float) -> None:
+    def __init__(self, hidden: int, points: int, std: float, scale_head: bool = False) -> None:
         super().__init__()
         self.fully_connected = nn.Linear(hidden, 3 * points)
         _truncated_normal(self.fully_connected.weight, std)
         nn.init.zeros_(self.fully_connected.bias)
+        self.fully_connected_3 = nn.Linear(hidden, 1) if scale_head else None
+        if self.fully_connected_3:
+            _truncated_normal(self.fully_connected_3.weight, SCALE_STD)
+            nn.init.zeros_(self.fully_connected_3.bias)
+
+    def scale(self, codes: Tensor) -> Tensor | None:
+        """Return the factor of the occupancies [B] in [0, 1], or None without its head."""
+        return torch.sigmoid(self.fully_connected_3(codes))[:, 0] if self.fully_connected_3 else None
 
     def forward(self, codes: Tensor) -> Tensor:
         """Return points [B, N, 3] in [-0.5, 0.5]³."""

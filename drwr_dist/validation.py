@@ -47,6 +47,15 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "loss.coverage_weight": (lambda v: v >= 0, "0 (no coverage term) or more"),
     "loss.coverage_places": (lambda v: v >= 1, "at least 1"),
     "loss.ring": (lambda v: v >= 1, "at least 1"),
+    "loss.volumetric_weight": (lambda v: v >= 0, "0 or more"),
+    "loss.volumetric_sigma": (lambda v: v > 0, "above 0"),
+    "loss.volumetric_sigma_end": (lambda v: v > 0, "above 0"),
+    "loss.volumetric_kernel": (lambda v: v >= 1 and v % 2 == 1, "odd and at least 1"),
+    "loss.keep_points": (lambda v: 0 < v <= 1, "above 0 and at most 1"),
+    "loss.sum_weight": (lambda v: v >= 0, "0 or more"),
+    "loss.entropy_weight": (lambda v: v >= 0, "0 or more"),
+    "loss.chamfer_2d_weight": (lambda v: v >= 0, "0 or more"),
+    "loss.chamfer_2d_draws": (lambda v: v >= 1, "at least 1"),
     "optimizer.learning_rate": (lambda v: v > 0, "above 0"),
     "optimizer.warmup_steps": (lambda v: v >= 0, "0 or more"),
     "optimizer.final_fraction": (lambda v: 0 <= v <= 1, "between 0 and 1"),
@@ -84,6 +93,11 @@ def validate(config: TrainConfig) -> None:
         value = _value(config, key)
         if not passes(value):
             raise UsageError(f"{key}={value}: must be {requirement}")
+    if config.model.scale_head and not config.loss.volumetric_weight:
+        raise UsageError(
+            "model.scale_head=true: nothing would train it, the volumetric loss alone reads it; set "
+            "loss.volumetric_weight above 0, or model.scale_head=false"
+        )
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.name):
         raise UsageError(f"name={config.name!r}: use letters, digits, dots, dashes and underscores (it names a folder)")
     if "://" in config.storage:

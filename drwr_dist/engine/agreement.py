@@ -23,6 +23,10 @@ class Tally:
     loss: float = 0.0  # sum over these objects of the weighted loss
     unary: float = 0.0  # sum of the unweighted unary terms
     repulsion: float = 0.0  # sum of the unweighted repulsion terms
+    volumetric: float = 0.0  # as these two, for the released code's other terms
+    sum: float = 0.0
+    entropy: float = 0.0
+    chamfer_2d: float = 0.0
     skipped: float = 0.0  # samples that could not be used and were skipped
     failed: float = 0.0  # samples that could not be used and must not be skipped
     not_finite: float = 0.0  # ranks whose loss is not finite
@@ -43,7 +47,7 @@ def agree(tally: Tally, busy: float, device: torch.device) -> tuple[Tally, list[
     world_size, rank = (dist.get_world_size(), dist.get_rank()) if dist.is_initialized() else (1, 0)
     sums = dataclasses.astuple(tally)
     values = torch.zeros(len(sums) + world_size, dtype=torch.float64)
-    values[: len(sums)] = torch.tensor(sums)
+    values[: len(sums)] = torch.tensor(sums, dtype=torch.float64)
     values[len(sums) + rank] = busy
     values = values.to(device)
     if world_size > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 from drwr_dist.config import LossConfig, OptimizerConfig
@@ -23,3 +24,14 @@ def repulsion_weight(config: LossConfig, step: int, steps: int) -> float:
     if last is None or first == 0:
         return first
     return float(first * (last / first) ** min(1.0, step / max(1, steps - 1)))
+
+
+def loss_at(config: LossConfig, step: int, steps: int) -> LossConfig:
+    """Return the loss with every scheduled value as it is at step `step`: the blur falls linearly, kept points rise."""
+    progress = min(1.0, step / max(1, steps - 1))
+    return dataclasses.replace(
+        config,
+        repulsion_weight=repulsion_weight(config, step, steps),
+        volumetric_sigma=config.volumetric_sigma + progress * (config.volumetric_sigma_end - config.volumetric_sigma),
+        keep_points=config.keep_points + progress * (1.0 - config.keep_points),
+    )

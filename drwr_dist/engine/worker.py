@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import socket
 import time
@@ -16,10 +15,9 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 from ray.train.v2.api.report_config import CheckpointUploadMode
-from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from drwr_dist.config import TrainConfig
+from drwr_dist.config import LossConfig, TrainConfig
 from drwr_dist.data.index import load_index
 from drwr_dist.data.stream import Batch, SampleTable, batches
 from drwr_dist.engine import checkpoint, schedule
@@ -27,8 +25,8 @@ from drwr_dist.engine.agreement import Tally, agree, fail_together
 from drwr_dist.engine.board import Courier
 from drwr_dist.engine.stragglers import Stragglers
 from drwr_dist.errors import TrainingError
-from drwr_dist.losses import drwr_loss
-from drwr_dist.model import build_model
+from drwr_dist.losses.training import TrainingLoss, active_terms, training_loss
+from drwr_dist.model import AllHeads, Prediction, build_model
 from drwr_dist.monitor import Monitor
 
 
@@ -78,10 +76,11 @@ class Worker:
         return names
 
     def _distributed(self) -> torch.nn.Module:
+        network = AllHeads(self.model)
         if self.world_size == 1:
-            return self.model
+            return network
         devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(self.model, device_ids=devices, gradient_as_bucket_view=True)
+        return DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
 
     def _restore(self) -> tuple[int, int]:
         """Load the newest sound checkpoint, if there is one; return (steps done, samples skipped so far)."""
@@ -116,35 +115,34 @@ class Worker:
 
     def forward_backward(self, step: int, batch: Batch) -> Tally:
         """Compute this rank's losses and, through DDP, the gradient of the global batch's mean loss."""
-        loss_config = dataclasses.replace(
-            self.config.loss, repulsion_weight=schedule.repulsion_weight(self.config.loss, step, self.config.steps)
-        )
+        loss_config = schedule.loss_at(self.config.loss, step, self.config.steps)
         self.optimizer.zero_grad(set_to_none=True)
-        points = self._points(batch)
+        prediction = self._predict(batch)
         tally = self._tally_of(batch)
         self._busy = time.perf_counter() - self._begin  # from here on, DDP waits for the slowest rank
         if not batch.keys:
-            torch.autograd.backward(points.sum() * 0.0)  # takes part in the all-reduce with a zero gradient
+            torch.autograd.backward(prediction.nothing())  # takes part in the all-reduce with a zero gradient
             return tally
-        losses = objective(points, batch, loss_config)
+        losses = objective(prediction, batch, loss_config, self.config.seed, step)
         # DDP averages over ranks; this weight makes that the mean over the samples of the global batch.
         planned = self.plan.batch_size(step)
         torch.autograd.backward(losses.total * (len(batch.keys) * self.world_size / planned))
         tally.samples = len(batch.keys)
         tally.loss = float(losses.total.detach()) * tally.samples
-        tally.unary = float(losses.unary.detach()) * tally.samples
-        tally.repulsion = float(losses.repulsion.detach()) * tally.samples
+        for name, value in losses.terms.items():
+            setattr(tally, name, float(value.detach()) * tally.samples)
         if not torch.isfinite(losses.total):
             tally.not_finite = 1.0
-            self._suspects = not_finite_keys(points.detach(), batch, loss_config)
+            self._suspects = not_finite_keys(prediction, batch, loss_config)
         return tally
 
-    def _points(self, batch: Batch) -> Tensor:
+    def _predict(self, batch: Batch) -> Prediction:
         mixed = self.config.precision in ("auto", "bfloat16") and self.device.type == "cuda"
         mixed = mixed or self.config.precision == "bfloat16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=mixed):
-            points: Tensor = self.network(batch.images)
-        return points.to(self.dtype)  # the losses need float32: pixel coordinates have more than 8 bits
+            points, scale = self.network(batch.images)
+        # The losses need float32: pixel coordinates have more than 8 bits.
+        return Prediction(points.to(self.dtype), None if scale is None else scale.to(self.dtype))
 
     def _tally_of(self, batch: Batch) -> Tally:
         bad = float(len(batch.failures))
@@ -204,8 +202,7 @@ class Worker:
         row = {
             "epoch": self.plan.epoch_of(step),
             "loss": total.loss / samples,
-            "unary": total.unary / samples,
-            "repulsion": total.repulsion / samples,
+            **{name: getattr(total, name) / samples for name in active_terms(self.config.loss)},
             "repulsion_weight": schedule.repulsion_weight(self.config.loss, step, self.config.steps),
             "learning_rate": schedule.learning_rate(self.config.optimizer, step, self.config.steps),
             "gradient_norm": gradient_norm,
@@ -249,23 +246,24 @@ class Worker:
             self.monitor.text("config", config_yaml)
 
 
-def objective(points: Tensor, batch: Batch, config: Any) -> Any:
-    """Evaluate the loss of a batch: points [b, N, 3] in the object frame against its silhouettes."""
-    return drwr_loss(
-        points,
+def objective(prediction: Prediction, batch: Batch, config: LossConfig, seed: int = 0, step: int = 0) -> TrainingLoss:
+    """Evaluate the loss of a batch: predictions against its silhouettes."""
+    return training_loss(
+        prediction.points,
         batch.world_to_camera,
         batch.masks,
         batch.smooth,
+        config,
         focal_length=batch.focal_length,
-        grid=config.grid,
-        config=config,
-        semantics=config.semantics,
-        method=config.method,
+        scale=prediction.scale,
+        keys=batch.keys,
+        seed=seed,
+        step=step,
     )
 
 
 @torch.no_grad()
-def not_finite_keys(points: Tensor, batch: Batch, config: Any) -> list[str]:
+def not_finite_keys(prediction: Prediction, batch: Batch, config: LossConfig) -> list[str]:
     """Return the keys of the samples whose own loss is not finite (all keys, where it is only their sum)."""
     suspects = []
     for row, key in enumerate(batch.keys):
@@ -278,6 +276,7 @@ def not_finite_keys(points: Tensor, batch: Batch, config: Any) -> list[str]:
             world_to_camera=batch.world_to_camera[part],
             focal_length=batch.focal_length[part],
         )
-        if not torch.isfinite(objective(points[part], alone, config).total):
+        own = prediction.select(part)
+        if not torch.isfinite(objective(own, alone, config).total):
             suspects.append(key)
     return suspects or list(batch.keys)

@@ -3,6 +3,7 @@
 from drwr_dist.losses.coverage import silhouette_places
 from drwr_dist.losses.objective import DrwrLoss, count_left_out, drwr_loss
 from drwr_dist.losses.repulsion import repulsion_fourier, repulsion_plain
+from drwr_dist.losses.training import training_loss
 
 __all__ = [
     "DrwrLoss",
@@ -11,4 +12,5 @@ __all__ = [
     "repulsion_fourier",
     "repulsion_plain",
     "silhouette_places",
+    "training_loss",
 ]

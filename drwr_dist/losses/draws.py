@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# Separates the random streams; 1 and 2 belong to `drwr_dist.data.plan`.
-DROPOUT, SILHOUETTE = 3, 4
+# Separates the random streams; numbers below 10 belong to `drwr_dist.data.plan`.
+DROPOUT, SILHOUETTE = 11, 12
 
 
 def kept_points(count: int, keep: float, seed: int, step: int) -> Tensor:

@@ -14,6 +14,7 @@ from drwr_dist.losses import sampling
 from drwr_dist.losses.coverage import coverage
 from drwr_dist.losses.repulsion import repulsion
 from drwr_dist.losses.unary import unary_in_frame, unary_of_samples
+from drwr_dist.losses.views import mean_over_views
 from drwr_dist.silhouette import smooth_silhouette
 
 SEMANTICS = ("default", "released")
@@ -49,6 +50,7 @@ def drwr_loss(
     config: LossConfig | None = None,
     semantics: str = "default",
     method: str = "auto",
+    view_mask: Tensor | None = None,  # [B, V]
 ) -> DrwrLoss:
     """Judge points by their projections into silhouettes: Han et al., ICML 2020, nothing is rendered.
 
@@ -81,6 +83,8 @@ def drwr_loss(
             `semantics`, `grid` and `method` are not read: the arguments of this function decide.
         semantics: default | released.
         method: auto | plain | fourier, how the repulsion is summed; the numbers agree.
+        view_mask: [B, V], True where there is a view; None: everywhere. What stands in the other places counts for
+            nothing; each object counts alike, however many views it has.
 
     Returns:
         Three scalars of the points' dtype: total, unary and repulsion (these two unweighted).
@@ -95,13 +99,14 @@ def drwr_loss(
         points = points.float()
     if smooth is None:
         smooth = smooth_silhouette(masks.to(points.dtype))
+    shape = masks.shape[:2]
     masks, smooth = masks.to(points.dtype).flatten(0, 1), smooth.to(points.dtype).flatten(0, 1)
 
     xy, _ = project(points[:, None], world_to_camera, focal_length)
     xy = xy.flatten(0, 1)  # [L, N, 2], L = B · V
     terms = _per_view(xy, masks, smooth, grid, config, semantics, method)
     broken = torch.where(points.isfinite().all(), 0.0, torch.nan)
-    unary, pairwise, covered = (term.mean() + broken for term in terms)
+    unary, pairwise, covered = (mean_over_views(term.view(shape), view_mask) + broken for term in terms)
     total = config.unary_weight * unary + config.repulsion_weight * pairwise
     if semantics == "default":
         total = total + config.coverage_weight * covered
