@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from drwr_dist.camera import project, world_to_camera_from_angles, world_to_camera_from_position
+from drwr_dist.losses import chamfer_2d as module
 from drwr_dist.losses import sampling
 from drwr_dist.losses.chamfer_2d import chamfer_2d, silhouette_draws
 from drwr_dist.losses.draws import kept_points, uniform_numbers
@@ -213,12 +214,22 @@ class TestChamfer2d:
         same = targets[:, :6].clone().requires_grad_()  # distances of 0
         assert torch.autograd.grad(chamfer_2d(same, valid, targets).sum(), same)[0].isfinite().all()
 
-    def test_chunks_do_not_show(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_blocks_find_what_trees_find(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """GPUs compare all distances, in blocks of views; the CPU asks k-d trees."""
         coordinates, targets = torch.rand(5, 40, 2) * 31, torch.rand(5, 50, 2) * 31
-        valid = torch.ones(5, 40, dtype=torch.bool)
-        together = chamfer_2d(coordinates, valid, targets)
-        monkeypatch.setattr("drwr_dist.losses.chamfer_2d._WORKING_SET", 0)
-        torch.testing.assert_close(chamfer_2d(coordinates, valid, targets), together)
+        valid = torch.rand(5, 40) < 0.7
+        found = module._nearest(coordinates, valid, targets)
+        for working_set in (2**26, 0):
+            monkeypatch.setattr(module, "_WORKING_SET", working_set)
+            in_blocks = module._nearest_in_blocks(coordinates, valid, targets)
+            assert torch.equal(in_blocks[0][valid], found[0][valid])
+            assert torch.equal(in_blocks[1], found[1])
+
+    def test_nothing_left(self) -> None:
+        coordinates = torch.rand(1, 4, 2, dtype=F64, requires_grad=True)
+        result = chamfer_2d(coordinates, torch.zeros(1, 4, dtype=torch.bool), torch.rand(1, 5, 2, dtype=F64))
+        assert result.item() == 0
+        assert (torch.autograd.grad(result.sum(), coordinates)[0] == 0).all()
 
     def test_draws_lie_in_the_silhouette_and_cover_it(self) -> None:
         images = torch.zeros(2, 16, 16, dtype=F64)

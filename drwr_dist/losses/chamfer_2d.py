@@ -7,7 +7,12 @@ The released code holds it with weight 0, for the comparison with the peer that 
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 _WORKING_SET = 64 * 2**20  # bytes of distances that are alive at once
@@ -61,7 +66,28 @@ def _distances(a: Tensor, b: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _nearest(coordinates: Tensor, valid: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each point's nearest target [L, N] and each target's nearest valid point [L, S], in chunks of views."""
+    """Return each point's nearest target [L, N] and each target's nearest valid point [L, S]."""
+    if coordinates.is_cuda:
+        return _nearest_in_blocks(coordinates, valid, targets)
+    by_point = torch.zeros(coordinates.shape[:2], dtype=torch.long)
+    by_target = torch.zeros(targets.shape[:2], dtype=torch.long)
+    for view in range(len(coordinates)):
+        present = valid[view].nonzero()[:, 0]
+        if len(present):
+            points, goals = coordinates[view, present].numpy(), targets[view].numpy()
+            by_point[view, present] = torch.from_numpy(_query(goals, points))
+            by_target[view] = present[torch.from_numpy(_query(points, goals))]
+    return by_point, by_target
+
+
+def _query(among: NDArray[Any], places: NDArray[Any]) -> NDArray[np.int64]:
+    """Return which of `among` [M, 2] is nearest to each place [K, 2]."""
+    tree = cKDTree(among, balanced_tree=False, compact_nodes=False)  # it is built as often as it is asked
+    return np.asarray(tree.query(places)[1], dtype=np.int64)
+
+
+def _nearest_in_blocks(coordinates: Tensor, valid: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the same from all distances, some views at a time."""
     each = coordinates.shape[1] * targets.shape[1] * coordinates.element_size()
     size = max(1, _WORKING_SET // each)
     by_point, by_target = [], []
