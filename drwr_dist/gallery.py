@@ -44,7 +44,7 @@ def draw_points(points: NDArray[np.floating], world_to_camera: torch.Tensor, siz
     return image
 
 
-def write_gallery(run: Path, predictions: Path, table: SampleTable, block: dict[str, Any], rows: int = 8) -> Path:
+def write_gallery(run: Path, predictions: Path, table: SampleTable, block: dict[str, Any], rows: int = 6) -> Path:
     """Draw objects of median error of every category into `<run>/gallery.png` and return its path.
 
     Args:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 SHOWN = ("unary", "repulsion", "volumetric", "sum", "entropy", "chamfer_2d")  # terms of the loss, where in use
+LOSS_TERMS = ("unary", "repulsion", "volumetric", "sum", "entropy", "chamfer_2d")  # shown where they are in use
 WINDOW = 60.0  # seconds over which the speed is taken for the ETA
 LOG_INTERVAL = 10.0  # seconds between lines where the output is not a terminal
 
@@ -57,11 +58,9 @@ class TrainingProgress:
             self._logged, self._shown = now, step
 
     def _text(self, values: dict[str, Any], step: int, now: float) -> str:
-        terms = "".join(f"{name} {values[name]:.4f} " for name in SHOWN if name in values)
-        return (
-            f"{step}/{self._steps} loss {values['loss']:.4f} {terms}"
-            f"{values['samples_per_second']:.0f} samples/s {self._left(step, now)}"
-        )
+        terms = " ".join(f"{name} {values[name]:.3f}" for name in LOSS_TERMS if name in values)
+        speed = f"{values['samples_per_second']:.0f} samples/s"
+        return f"{step}/{self._steps} loss {values['loss']:.4f} {terms} {speed} {self._left(step, now)}"
 
     def _remember(self, step: int, now: float) -> None:
         if self._recent and step < self._recent[-1][0]:
