@@ -154,9 +154,11 @@ def measure(
 
 def object_metrics(points: Tensor, sample: ObjectSample) -> dict[str, float]:
     """Score the predictions [V, N, 3] from each view of one object (V = 1: the same prediction for all views)."""
-    rows = []
+    rows: list[dict[str, float]] = []
     for view, cloud in enumerate(points):
-        row = {"silhouette_iou": held_out_iou(cloud, sample, view if len(points) > 1 else None)}
+        row = {}
+        if len(sample.masks) > 1:  # of an only view, none is held out
+            row["silhouette_iou"] = held_out_iou(cloud, sample, view if len(points) > 1 else None)
         if sample.points is not None:
             row |= cloud_metrics(cloud, torch.from_numpy(sample.points))
         rows.append(row)

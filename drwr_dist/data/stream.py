@@ -74,10 +74,9 @@ class SampleTable:
         key = self.keys[sample]
         decoded = decode_sample(split_members(data, key=key, shard=url), key=key, shard=url, **decoding)
         views, side = decoded.images.shape[:2]
-        expected = len(decoding["views"]) if decoding.get("views") else self.index.views
-        if (views, side) != (expected, self.index.image_size):
+        if views > self.index.views or side != self.index.image_size:
             raise DataError(
-                f"{url}: {key}: {views} views of {side} pixels; {self.index.root}/index.json says "
+                f"{url}: {key}: {views} views of {side} pixels; {self.index.root}/index.json says at most "
                 f"{self.index.views} views of {self.index.image_size}"
             )
         return decoded
@@ -85,7 +84,7 @@ class SampleTable:
 
 @dataclass(frozen=True)
 class Example:
-    """One object as training sees it: an input image and the silhouettes that judge the points."""
+    """One object as training sees it: an input image and the V silhouettes that judge the points."""
 
     key: str
     image: Tensor  # float32 [3, H, W] in [0, 1], composited on the background
@@ -105,7 +104,10 @@ class Failure:
 
 @dataclass
 class Batch:
-    """A rank's part of a global batch; b may be 0 in the last step of an epoch."""
+    """A rank's part of a global batch; b may be 0 in the last step of an epoch.
+
+    V is `data.supervision_views`. An object with fewer views repeats its last one, and view_mask is False there.
+    """
 
     keys: list[str]
     images: Tensor  # float32 [b, 3, H, W]
@@ -113,6 +115,7 @@ class Batch:
     smooth: Tensor  # float32 [b, V, H, W]
     world_to_camera: Tensor  # float64 [b, V, 4, 4]
     focal_length: Tensor  # float64 [b, V]
+    view_mask: Tensor  # bool [b, V]
     failures: list[Failure] = field(default_factory=list)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
@@ -121,7 +124,20 @@ class Batch:
             name: getattr(self, name).to(device=device, dtype=dtype, non_blocking=True)
             for name in ("images", "masks", "smooth", "world_to_camera", "focal_length")
         }
-        return Batch(keys=self.keys, failures=self.failures, **moved)
+        mask = self.view_mask.to(device, non_blocking=True)
+        return Batch(keys=self.keys, failures=self.failures, view_mask=mask, **moved)
+
+    def select(self, rows: slice) -> Batch:
+        """Return the batch of some of its objects."""
+        return Batch(
+            keys=self.keys[rows],
+            images=self.images[rows],
+            masks=self.masks[rows],
+            smooth=self.smooth[rows],
+            world_to_camera=self.world_to_camera[rows],
+            focal_length=self.focal_length[rows],
+            view_mask=self.view_mask[rows],
+        )
 
 
 class SampleStream(Dataset[Example | Failure]):
@@ -141,16 +157,16 @@ class SampleStream(Dataset[Example | Failure]):
         except DataError as error:
             return Failure(self.table.keys[sample], str(error))
 
-    def views_of(self, epoch: int, sample: int) -> tuple[int, list[int]]:
-        """Return (input view, supervision views) of a sample in an epoch."""
-        views, supervision = self.table.index.views, self.config.supervision_views
+    def views_of(self, epoch: int, sample: int, views: int) -> tuple[int, list[int]]:
+        """Return (input view, supervision views) in an epoch of a sample that has so many views."""
+        supervision = min(self.config.supervision_views, views)
         if self.config.view_order == "fixed":
             return 0, list(range(supervision))
         return self.plan.view_choice(sample, epoch, views, supervision)
 
     def _example(self, epoch: int, sample: int) -> Example:
-        input_view, supervision = self.views_of(epoch, sample)
         decoded = self._decoded(sample)
+        input_view, supervision = self.views_of(epoch, sample, len(decoded.images))
         image = composite(decoded.images[input_view], decoded.masks[input_view], self.config.background)
         alpha = torch.from_numpy(decoded.masks[supervision].astype(np.float32) / 255.0)
         masks = binarize(alpha) if self.config.binarize else alpha
@@ -204,7 +220,7 @@ class _RankSampler(Sampler[list[tuple[int, int]]]):
 
 @dataclass(frozen=True)
 class _Collate:
-    """Stack examples into a Batch; knows the shapes of an empty one."""
+    """Stack examples into a Batch, with as many places for views; knows the shapes of an empty one."""
 
     image_size: int
     views: int
@@ -217,13 +233,22 @@ class _Collate:
             parts = [getattr(example, name) for example in examples]
             return torch.stack(parts) if parts else torch.zeros((0, *shape), dtype=dtype)
 
+        def stack_views(name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            # The last view stands in for missing ones: a camera and a mask that nothing chokes on.
+            parts = [getattr(example, name) for example in examples]
+            places = torch.arange(views)
+            parts = [part if len(part) == views else part[places.clamp(max=len(part) - 1)] for part in parts]
+            return torch.stack(parts) if parts else torch.zeros((0, views, *shape), dtype=dtype)
+
+        present = [torch.arange(views) < len(example.masks) for example in examples]
         return Batch(
             keys=[example.key for example in examples],
             images=stack("image", 3, side, side),
-            masks=stack("masks", views, side, side),
-            smooth=stack("smooth", views, side, side),
-            world_to_camera=stack("world_to_camera", views, 4, 4, dtype=torch.float64),
-            focal_length=stack("focal_length", views, dtype=torch.float64),
+            masks=stack_views("masks", side, side),
+            smooth=stack_views("smooth", side, side),
+            world_to_camera=stack_views("world_to_camera", 4, 4, dtype=torch.float64),
+            focal_length=stack_views("focal_length", dtype=torch.float64),
+            view_mask=torch.stack(present) if present else torch.zeros((0, views), dtype=torch.bool),
             failures=[item for item in items if isinstance(item, Failure)],
         )
 
@@ -307,6 +332,6 @@ def check_views(data: DataConfig, index: DatasetIndex) -> None:
     """Raise UsageError where more supervision views are asked for than the dataset has."""
     if data.supervision_views > index.views:
         raise UsageError(
-            f"data.supervision_views={data.supervision_views}: {index.root} has {index.views} views per object; "
-            f"ask for at most {index.views}"
+            f"data.supervision_views={data.supervision_views}: {index.root} has {index.views} views per object "
+            f"at most; ask for at most {index.views}"
         )

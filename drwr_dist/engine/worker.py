@@ -255,6 +255,7 @@ def objective(prediction: Prediction, batch: Batch, config: LossConfig, seed: in
         batch.smooth,
         config,
         focal_length=batch.focal_length,
+        view_mask=batch.view_mask,
         scale=prediction.scale,
         keys=batch.keys,
         seed=seed,
@@ -268,15 +269,7 @@ def not_finite_keys(prediction: Prediction, batch: Batch, config: LossConfig) ->
     suspects = []
     for row, key in enumerate(batch.keys):
         part = slice(row, row + 1)
-        alone = Batch(
-            keys=[key],
-            images=batch.images[part],
-            masks=batch.masks[part],
-            smooth=batch.smooth[part],
-            world_to_camera=batch.world_to_camera[part],
-            focal_length=batch.focal_length[part],
-        )
-        own = prediction.select(part)
+        own, alone = prediction.select(part), batch.select(part)
         if not torch.isfinite(objective(own, alone, config).total):
             suspects.append(key)
     return suspects or list(batch.keys)
