@@ -72,6 +72,14 @@ def parse_mesh(data: bytes, kind: str, limits: MeshLimits, folder: _Folder | Non
     return mesh
 
 
+def write_mesh(mesh: Mesh, path: Path) -> None:
+    """Write a mesh as binary PLY, with one colour per face where it has colours."""
+    import trimesh
+
+    colours = {} if mesh.colours is None else {"face_colors": mesh.colours}
+    trimesh.Trimesh(mesh.vertices, mesh.faces, process=False, **colours).export(path)
+
+
 def _parse_parts(data: bytes, kind: str, folder: _Folder | None) -> list[Any]:
     """Return the triangle meshes of a file, each in the scene's frame."""
     import trimesh

@@ -20,12 +20,16 @@ class ManifestRow:
     source: str = UNKNOWN  # where the shape comes from: package and version
     path: str = ""  # in that source
     author: str = ""  # whom the licence asks to name
+    package: str = ""  # Debian package
+    version: str = ""  # of it
+    sha256: str = ""  # of its file
 
 
 def read_manifest(path: str) -> dict[tuple[str, str], ManifestRow]:
     """Read a CSV with the columns category and name, and what else it has.
 
-    Further columns: license (or licence), near_duplicate_group, source_package, version, path_in_package, author.
+    Further columns: license (or licence), near_duplicate_group, source_package, version, path_in_package, author,
+    package_sha256.
 
     Returns:
         (category, name) → row. Group numbers count per category.
@@ -58,6 +62,9 @@ def _row(row: dict[str, str], category: str, name: str) -> ManifestRow:
         source=package or UNKNOWN,
         path=row.get("path_in_package") or "",
         author=row.get("author") or "",
+        package=row.get("source_package") or "",
+        version=row.get("version") or "",
+        sha256=row.get("package_sha256") or "",
     )
 
 

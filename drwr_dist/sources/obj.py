@@ -43,7 +43,7 @@ def parse_obj(data: bytes, read_material: Callable[[str], bytes] | None = None) 
         faces = np.asarray([indices for indices, _ in group], dtype=np.int64)
         if faces.min() < 0 or faces.max() >= len(positions):
             raise DataError("a face refers to a vertex that is not there")
-        cut, owner = _triangulate(positions, faces, corners)
+        cut, owner = triangulate(positions, faces, corners)
         triangles.append(cut)
         materials += [group[number][1] for number in owner]
     return Mesh(positions, np.concatenate(triangles), _colours(materials, libraries, read_material))
@@ -89,7 +89,7 @@ def _index(word: str, count: int) -> int:
 # --- polygons into triangles ----------------------------------------------------------------------------------
 
 
-def _triangulate(
+def triangulate(
     positions: NDArray[np.float64], faces: NDArray[np.int64], corners: int
 ) -> tuple[NDArray[np.int64], list[int]]:
     """Cut polygons [F, corners] into triangles [T, 3]; also say which polygon each triangle comes from."""
