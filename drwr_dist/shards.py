@@ -6,7 +6,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from drwr_dist.data.sample import MAX_SIDE, decode_sample, split_members
 from drwr_dist.data.verify import verify_dataset
 from drwr_dist.data.writer import EncodedSample, ShardLimits, write_dataset
 from drwr_dist.errors import DataError, UsageError
+from drwr_dist.sources.finishing import ViewSettings
 from drwr_dist.sources.loading import MeshLimits
 from drwr_dist.sources.manifest import ManifestRow, allowed, read_manifest
 from drwr_dist.sources.meshes import MeshJob, MeshSettings, Skipped, import_meshes, list_meshes, object_id
@@ -32,18 +33,21 @@ from drwr_dist.sources.rendering import RenderSettings
 class ImportOptions:
     """Build a dataset: render every object, sample its ground truth, split by group, write shards."""
 
-    source: str = "???"  # meshes: INPUT/<category>/<object>.ply|obj|off|stl|glb|gltf | open_shapes: a Debian package
-    input: str = "???"  # folder of meshes (+Y up, front +X) | the file sweethome3d-furniture_1.8-1_all.deb
+    source: str = "???"  # meshes | open_shapes | dpc | tfrecords | posed; docs/data.md has the layout of each
+    input: str = "???"  # meshes, dpc, tfrecords, posed: a folder | open_shapes: a folder of .deb files, or one of them
     output: str = "???"  # folder of the new dataset
     name: str = ""  # of the dataset; empty: the output folder's name
     overwrite: bool = False  # replace a dataset that is in the output folder
     manifest: str | None = None  # CSV: category, name, license, near_duplicate_group, source_package, …
+    fetch: bool = True  # open_shapes: let apt-get download packages that are missing in the folder
     licences: list[str] = field(default_factory=list)  # only objects of these licences (needs a manifest); none: all
     categories: list[str] = field(default_factory=list)  # only these; none: all
-    splits: str | None = None  # JSON {key: split} or CSV key,split; none: 70/10/20 by group
-    views: int = 8  # views per object
+    splits: str | None = None  # JSON {key: split} or CSV key,split; none: the source's lists, else 70/10/20 by group
+    views: int | None = None  # per object; none: 8 rendered, or all that the source has
     image_size: int = 128  # pixels a side
-    focal_length: float = 1.875  # frame widths
+    focal_length: float = 1.875  # frame widths; posed: of a camera at distance 2, others fill the frame as much
+    camera: str = "position"  # dpc, tfrecords: position (released quaternion path) | extrinsic (released matrix path)
+    up: str = "+z"  # posed: the axis of the source's frame that points up: +x, -x, +y, -y, +z or -z
     distance: float = 2.0  # of the cameras from the object's centre, in bounding-box diagonals
     elevation_min: float = -20.0  # degrees
     elevation_max: float = 40.0  # degrees
@@ -53,7 +57,7 @@ class ImportOptions:
     workers: int = 0  # processes; 0: one per core. The bytes written don't depend on it
     skip_bad: bool = False  # count and report objects that can't be used, instead of failing at the first
     max_faces: int = 5_000_000  # per object
-    max_megabytes: int = 256  # per mesh file
+    max_megabytes: int = 256  # per mesh file or record
     shard_samples: int = 1000  # objects per shard, at most
     shard_megabytes: float = 256.0  # per shard, at most (MiB)
 
@@ -74,14 +78,19 @@ class InspectOptions:
     rows: int = 16  # objects on the sheet, spread over the dataset
 
 
+Advance = Callable[[str, int], None]  # (what was done, how many are to be done)
+Found = Iterator[EncodedSample | Skipped]
+_RENDERED_VIEWS = 8  # per mesh, where `views` is not given
+
+
 def import_dataset(options: ImportOptions, console: Console) -> DatasetIndex:
     """Run `shards import`."""
     if options.source not in _SOURCES:
         raise UsageError(f"source={options.source}: unknown; there are {', '.join(_SOURCES)}")
-    settings = _settings(options)
+    _check_options(options)
     skipped: list[Skipped] = []
     try:
-        index = _run_import(options, settings, console, skipped)
+        index = _run_import(options, console, skipped)
     except OSError as error:  # a full disk, a folder that may not be written
         raise DataError(f"import to {options.output} failed: {error}") from error
     for skip in skipped:
@@ -89,28 +98,25 @@ def import_dataset(options: ImportOptions, console: Console) -> DatasetIndex:
     return index
 
 
-def _run_import(
-    options: ImportOptions, settings: MeshSettings, console: Console, skipped: list[Skipped]
-) -> DatasetIndex:
-    """Render and write; what was left out is added to `skipped`."""
+def _run_import(options: ImportOptions, console: Console, skipped: list[Skipped]) -> DatasetIndex:
+    """Convert and write; what was left out is added to `skipped`."""
     with tempfile.TemporaryDirectory(prefix="drwr-import-") as scratch, _progress(console) as advance:
-        jobs = _SOURCES[options.source](options, settings, Path(scratch))
-        found = import_meshes(jobs, settings, options.splits, advance)
+        found = _SOURCES[options.source](options, Path(scratch), advance)
         return write_dataset(
             options.output,
             _without(found, skipped),
             name=options.name or Path(options.output).resolve().name,
             image_size=options.image_size,
-            views=options.views,
             focal_length=options.focal_length,
             limits=ShardLimits(options.shard_samples, int(options.shard_megabytes * 2**20)),
             overwrite=options.overwrite,
         )
 
 
-def _mesh_jobs(options: ImportOptions, settings: MeshSettings, scratch: Path) -> list[MeshJob]:
+def _from_meshes(options: ImportOptions, scratch: Path, progress: Advance) -> Found:
     """List the meshes of a folder that the manifest's licences let in; without a manifest, all of them."""
     del scratch
+    settings = _mesh_settings(options)
     if options.licences and options.manifest is None:
         raise UsageError("licences=… needs manifest=FILE, which says what licence each object has")
     manifest = None if options.manifest is None else read_manifest(options.manifest)
@@ -123,11 +129,11 @@ def _mesh_jobs(options: ImportOptions, settings: MeshSettings, scratch: Path) ->
             jobs.append(MeshJob(key, path, row, settings))
     if not jobs:
         raise UsageError(f"licences={options.licences}: no mesh of {options.input} has one of them")
-    return jobs
+    return import_meshes(jobs, settings, options.splits, progress)
 
 
-def _open_shape_jobs(options: ImportOptions, settings: MeshSettings, scratch: Path) -> list[MeshJob]:
-    """Unpack the manifest's meshes from the Debian package."""
+def _from_open_shapes(options: ImportOptions, scratch: Path, progress: Advance) -> Found:
+    """Unpack the manifest's models from their Debian packages."""
     if options.manifest is None:
         raise UsageError("source=open_shapes needs manifest=FILE, which says where in the package each object lies")
     rows = {
@@ -137,19 +143,69 @@ def _open_shape_jobs(options: ImportOptions, settings: MeshSettings, scratch: Pa
     }
     if not rows:
         raise UsageError(f"manifest={options.manifest}: no object is left after licences and categories")
-    shapes = unpack_shapes(options.input, rows, scratch)
-    return [
+    shapes = unpack_shapes(options.input, rows, scratch, fetch=options.fetch, progress=progress)
+    settings = _mesh_settings(options)
+    jobs = [
         MeshJob(key, shapes[key].path, row, settings, tuple(map(tuple, shapes[key].rotation.tolist())))
         for key, row in rows.items()
     ]
+    return import_meshes(jobs, settings, options.splits, progress)
 
 
-_SOURCES = {"meshes": _mesh_jobs, "open_shapes": _open_shape_jobs}
+def _from_views(options: ImportOptions, scratch: Path, progress: Advance) -> Found:
+    """Import objects that come with their own views."""
+    from drwr_dist.sources.dpc import import_dpc
+    from drwr_dist.sources.posed import import_posed
+    from drwr_dist.sources.tfrecords import import_tfrecords
+
+    del scratch
+    source = {"dpc": import_dpc, "tfrecords": import_tfrecords, "posed": import_posed}[options.source]
+    settings = ViewSettings(
+        image_size=options.image_size,
+        views=options.views,
+        focal_length=options.focal_length,
+        camera=options.camera,
+        up=options.up,
+        categories=tuple(options.categories),
+        splits=options.splits,
+        max_bytes=options.max_megabytes * 2**20,
+        seed=options.seed,
+        workers=options.workers or len(os.sched_getaffinity(0)),
+        skip_bad=options.skip_bad,
+    )
+    return source(options.input, settings, progress)
 
 
-def _settings(options: ImportOptions) -> MeshSettings:
+_SOURCES: dict[str, Callable[[ImportOptions, Path, Advance], Found]] = {
+    "meshes": _from_meshes,
+    "open_shapes": _from_open_shapes,
+    "dpc": _from_views,
+    "tfrecords": _from_views,
+    "posed": _from_views,
+}
+_RENDERED = ("meshes", "open_shapes")
+_ONLY_FOR = {  # keys that mean something to some sources alone
+    **dict.fromkeys(("manifest", "licences", "distance", "elevation_min", "elevation_max"), _RENDERED),
+    **dict.fromkeys(("supersample", "ground_truth_voxel", "max_faces"), _RENDERED),
+    "max_megabytes": (*_RENDERED, "tfrecords"),
+    "camera": ("dpc", "tfrecords"),
+    "fetch": ("open_shapes",),
+    "up": ("posed",),
+}
+_CHOICES = {"camera": ("position", "extrinsic"), "up": ("+x", "-x", "+y", "-y", "+z", "-z")}
+
+
+def _check_options(options: ImportOptions) -> None:
+    """Raise UsageError for the first value that can't work, or that the source would not look at."""
+    defaults = {entry.name: entry.default for entry in fields(ImportOptions)}
+    for name, sources in _ONLY_FOR.items():
+        value = getattr(options, name)
+        if options.source not in sources and value != defaults[name] and value != []:
+            raise UsageError(f"{name}={value}: means nothing to source={options.source}, only to {', '.join(sources)}")
+    for name, choices in _CHOICES.items():
+        if getattr(options, name) not in choices:
+            raise UsageError(f"{name}={getattr(options, name)}: choose one of {', '.join(choices)}")
     positive = (
-        "views",
         "image_size",
         "focal_length",
         "supersample",
@@ -160,6 +216,8 @@ def _settings(options: ImportOptions) -> MeshSettings:
     for name in (*positive, "shard_megabytes"):
         if not getattr(options, name) > 0:
             raise UsageError(f"{name}={getattr(options, name)}: must be positive")
+    if options.views is not None and options.views < 1:
+        raise UsageError(f"views={options.views}: must be positive")
     if options.image_size > MAX_SIDE:
         raise UsageError(f"image_size={options.image_size}: at most {MAX_SIDE} pixels")
     if not -90 < options.elevation_min <= options.elevation_max < 90:
@@ -168,9 +226,12 @@ def _settings(options: ImportOptions) -> MeshSettings:
         raise UsageError(f"distance={options.distance}: must be above 0.5, or the camera stands in the object")
     if options.ground_truth_voxel < 0 or options.workers < 0:
         raise UsageError("ground_truth_voxel and workers must not be negative")
+
+
+def _mesh_settings(options: ImportOptions) -> MeshSettings:
     render = RenderSettings(
         image_size=options.image_size,
-        views=options.views,
+        views=_RENDERED_VIEWS if options.views is None else options.views,
         focal_length=options.focal_length,
         distance=options.distance,
         elevation_min=options.elevation_min,
@@ -296,7 +357,7 @@ def _stream(arguments: Sequence[str]) -> int:
 
 
 _ACTIONS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
-    "import": (_import, "build a dataset from meshes"),
+    "import": (_import, "build a dataset from meshes, renders, TFRecords or photographs"),
     "verify": (_verify, "check every file, sample and camera of a dataset"),
     "inspect": (_inspect, "print what a dataset holds"),
     "stream": (_stream, "read the training stream of one rank, print the keys of each step"),

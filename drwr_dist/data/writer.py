@@ -50,7 +50,7 @@ def write_dataset(
     *,
     name: str,
     image_size: int,
-    views: int,
+    views: int | None = None,
     focal_length: float,
     limits: ShardLimits | None = None,
     overwrite: bool = False,
@@ -62,7 +62,7 @@ def write_dataset(
         samples: all of one split before the next; their order is the order on disk.
         name: of the dataset.
         image_size: pixels a side.
-        views: per object.
+        views: per object; None: as many as the samples have.
         focal_length: frame widths.
         limits: when a shard is full.
         overwrite: replace a dataset that is there already.
@@ -91,7 +91,7 @@ def write_dataset(
         name=name,
         shards=tuple(shards),
         image_size=image_size,
-        views=views,
+        views=totals.views if views is None else views,
         focal_length=focal_length,
         categories=totals.categories(),
         sources=dict(sorted(totals.sources.items())),
@@ -161,6 +161,7 @@ class _Totals:
 
     def __init__(self) -> None:
         self.keys: set[str] = set()
+        self.views = 0  # of the object that has most
         self.objects: Counter[tuple[str, str]] = Counter()
         self.sources: Counter[str] = Counter()
         self.licences: Counter[str] = Counter()
@@ -169,6 +170,7 @@ class _Totals:
         if sample.key in self.keys:
             raise DataError(f"two objects have the key {sample.key!r}; rename one of them")
         self.keys.add(sample.key)
+        self.views = max(self.views, sum(name.endswith(".mask.png") for name in sample.members))
         self.objects[sample.key.split("/", 1)[0], sample.split] += 1
         self.sources[sample.source] += 1
         self.licences[sample.licence] += 1

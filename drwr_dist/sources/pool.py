@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
@@ -15,12 +15,13 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 
-def run_ordered(function: Callable[[Job], Result], jobs: Sequence[Job], workers: int) -> Iterator[Result]:
+def run_ordered(function: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[Result]:
     """Yield function(job) for each job, in the order of the jobs whatever the number of workers.
 
     Args:
         function: importable by name; gets one job, returns its result.
-        jobs: small, picklable descriptions (paths and numbers, no arrays).
+        jobs: small, picklable descriptions (paths and numbers, no arrays), or an iterator that makes larger ones as
+            they are needed: at most 4 per worker exist at a time.
         workers: processes; 0 or 1 runs here.
 
     Raises:

@@ -1,0 +1,104 @@
+"""A photograph with its camera, and where its mask lies; paths that a file names never lead out of the input folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from drwr_dist.errors import DataError
+from drwr_dist.sources.lens import Lens
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+_MASK_FOLDERS = ("masks", "mask")
+
+
+@dataclass(frozen=True)
+class PosedView:
+    """One view of an object."""
+
+    name: str  # as the source calls it
+    image: Path
+    mask: Path | None  # None: the image's alpha, if it has one
+    lens: Lens | None  # None: at the image's own size, of the horizontal field of view below
+    world_to_camera: NDArray[np.float64]  # [4, 4], source frame to OpenCV camera
+    field_of_view: float = 0.0  # radians, where the lens is None
+
+    def lens_of(self, width: int, height: int) -> Lens:
+        """Return the lens for the image's real size in pixels.
+
+        Raises:
+            DataError: the sizes don't fit, or the lens is impossible.
+        """
+        if self.lens is not None:
+            return self.lens.resized(width, height)
+        focal = 0.5 * width / np.tan(0.5 * self.field_of_view)
+        return Lens(width, height, focal, focal, width / 2, height / 2)
+
+
+def inside(root: Path, folder: Path, name: str) -> Path:
+    """Return the path of a file that a description names, relative to the description's folder.
+
+    Raises:
+        DataError: it lies outside of the input folder.
+    """
+    try:
+        path = (folder / name.replace("\\", "/")).resolve()
+        allowed = path.is_relative_to(root.resolve())
+    except (ValueError, OSError, RuntimeError) as error:  # NUL bytes, loops of links
+        raise DataError(f"{folder}: {name[:200]!r} is not a path ({error})") from error
+    if not allowed:
+        raise DataError(f"{folder}: {name[:200]!r} leads out of the input folder {root}")
+    return path
+
+
+def find_image(root: Path, folder: Path, name: str) -> Path:
+    """Find an image that a description names, with or without its suffix.
+
+    Raises:
+        DataError: it isn't there, or lies outside of the input folder.
+    """
+    for suffix in ("", *IMAGE_SUFFIXES):
+        path = inside(root, folder, name + suffix)
+        if path.is_file():
+            return path
+    raise DataError(f"{folder}: image {name[:200]!r} is not there")
+
+
+def find_mask(root: Path, folder: Path, image: Path) -> Path | None:
+    """Find the mask that lies beside an image: masks/<stem>.png, masks/<file name>.png or <stem>_mask.png.
+
+    Args:
+        root: the input folder; nothing outside of it is looked at.
+        folder: of the object.
+        image: resolved path.
+
+    Returns:
+        The first that is there, or None.
+    """
+    names = (f"{image.stem}.png", f"{image.name}.png", image.name)
+    places = [folder / kind / name for kind in _MASK_FOLDERS for name in names]
+    places += [image.parent.parent / kind / name for kind in _MASK_FOLDERS for name in names]
+    places += [image.parent / f"{image.stem}{ending}" for ending in ("_mask.png", ".mask.png")]
+    allowed = root.resolve()
+    found = (place.resolve() for place in places if place.is_file())
+    return next((place for place in found if place != image and place.is_relative_to(allowed)), None)
+
+
+def rigid(matrix: NDArray[np.float64], where: str) -> NDArray[np.float64]:
+    """Return a rigid motion [4, 4] with its rotation made exactly orthonormal.
+
+    Raises:
+        DataError: it is not a rigid motion to a thousandth.
+    """
+    if matrix.shape not in ((4, 4), (3, 4)) or not np.isfinite(matrix).all():
+        raise DataError(f"{where}: the camera must be a finite matrix [4, 4], got {list(matrix.shape)}")
+    rotation = matrix[:3, :3]
+    if not np.allclose(rotation @ rotation.T, np.eye(3), atol=2e-3) or np.linalg.det(rotation) < 0:
+        raise DataError(f"{where}: the camera is not rigid: its rotation is not orthonormal and right-handed")
+    left, _, right = np.linalg.svd(rotation)
+    result = np.eye(4)
+    result[:3, :3], result[:3, 3] = left @ right, matrix[:3, 3]
+    return result

@@ -1,0 +1,473 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from toy import drwr
+from view_layouts import contents, lopsided, read_all, run_import, share_on_masks, to_json
+
+from drwr_dist.data.verify import verify_dataset
+from drwr_dist.errors import DataError, UsageError
+from drwr_dist.sources.geometry import Mesh, Similarity, sample_surface
+from drwr_dist.sources.hull import explained, silhouette, visual_hull
+from drwr_dist.sources.lens import Lens, distort, undistort
+from drwr_dist.sources.reframe import to_unit_box, turn_to_centre, up_rotation
+from drwr_dist.sources.rendering import GREY
+
+BENT = Lens(200, 150, 190.0, 186.0, 104.0, 71.0, k1=-0.12, k2=0.03, p1=0.002, p2=-0.003)
+STRAIGHT = Lens(200, 150, 190.0, 190.0, 100.0, 75.0)
+
+
+@dataclass
+class Scene:
+    """A mesh somewhere in a Z-up world, and photographs of it in which it is never quite in the middle."""
+
+    mesh: Mesh  # in the source's frame
+    cameras: np.ndarray  # [V, 4, 4] world to OpenCV camera
+    lens: Lens
+    points: np.ndarray  # [M, 3] on its surface, source frame
+
+
+def scene(seed: int, views: int = 8, lens: Lens = BENT) -> Scene:
+    random = np.random.default_rng(seed)
+    unit = lopsided(seed)
+    size, centre = 3.0, np.array([5.0, -2.0, 1.5])  # not of diagonal 1, not at the origin
+    mesh = Mesh(size * unit.vertices @ np.array([[1.0, 0, 0], [0, 0, 1], [0, -1, 0]]) + centre, unit.faces)
+    cameras = []
+    for view in range(views):
+        azimuth, height = 2 * np.pi * (view + random.uniform(0, 0.6)) / views, np.deg2rad(random.uniform(-20, 55))
+        outward = np.array([np.cos(height) * np.cos(azimuth), np.cos(height) * np.sin(azimuth), np.sin(height)])
+        place = centre + random.uniform(5.5, 8.0) * outward
+        forward = centre + random.uniform(-0.35, 0.35, 3) - place
+        forward /= np.linalg.norm(forward)
+        roll = random.uniform(-0.2, 0.2)
+        right = np.cross(forward, (0, 0, 1))
+        right /= np.linalg.norm(right)
+        right = np.cos(roll) * right + np.sin(roll) * np.cross(forward, right)
+        matrix = np.eye(4)
+        matrix[:3, :3] = [right, np.cross(forward, right), forward]
+        matrix[:3, 3] = -matrix[:3, :3] @ place
+        cameras.append(matrix)
+    return Scene(mesh, np.stack(cameras), lens, sample_surface(mesh, 4000, random))
+
+
+def photograph(found: Scene, view: int, fine: int = 3) -> np.ndarray:
+    """Ray-trace RGBA [H, W, 4] through the bent lens; OpenCV, not our code, says which direction a pixel sees."""
+    from embreex import rtcore_scene
+    from embreex.mesh_construction import TriangleMesh
+
+    lens, matrix = found.lens, found.cameras[view]
+    tracer = rtcore_scene.EmbreeScene(robust=True)
+    TriangleMesh(tracer, found.mesh.vertices.astype(np.float32), found.mesh.faces.astype(np.int32))
+    x = (np.arange(lens.width * fine) + 0.5) / fine - 0.5  # OpenCV centres pixels at whole numbers
+    y = (np.arange(lens.height * fine) + 0.5) / fine - 0.5
+    pixels = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 1, 2)
+    intrinsics = np.array([[lens.fx, 0, lens.cx - 0.5], [0, lens.fy, lens.cy - 0.5], [0, 0, 1]])
+    bends = np.array([lens.k1, lens.k2, lens.p1, lens.p2, lens.k3])
+    criteria = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 100, 1e-12)
+    directions = cv2.undistortPoints(pixels, intrinsics, bends, criteria=criteria)[:, 0]
+    rays = np.concatenate([directions, np.ones((len(directions), 1))], axis=1) @ matrix[:3, :3]
+    origin = np.broadcast_to(-matrix[:3, :3].T @ matrix[:3, 3], rays.shape)
+    hit = np.asarray(tracer.run(origin.astype(np.float32), rays.astype(np.float32))) >= 0
+    alpha = hit.reshape(lens.height, fine, lens.width, fine).mean(axis=(1, 3))
+    rgba = np.zeros((lens.height, lens.width, 4), np.uint8)
+    rgba[..., :3] = np.where(alpha[..., None] > 0, GREY, (255, 0, 0))
+    rgba[..., 3] = np.rint(255 * alpha)
+    return rgba
+
+
+OPENGL = np.diag([1.0, -1.0, -1.0, 1.0])
+
+
+def write_transforms(folder: Path, found: Scene, **top: object) -> Path:
+    """Write an object as NeRF data: images with alpha, no suffix in file_path."""
+    (folder / "images").mkdir(parents=True)
+    frames = []
+    for view, matrix in enumerate(found.cameras):
+        Image.fromarray(photograph(found, view)).save(folder / f"images/{view:04d}.png")
+        pose = (np.linalg.inv(matrix) @ OPENGL).tolist()
+        frames.append({"file_path": f"./images/{view:04d}", "transform_matrix": pose})
+    lens = found.lens
+    intrinsics = {
+        "w": lens.width, "h": lens.height, "fl_x": lens.fx, "fl_y": lens.fy, "cx": lens.cx, "cy": lens.cy,
+        "k1": lens.k1, "k2": lens.k2, "p1": lens.p1, "p2": lens.p2,
+    }  # fmt: skip
+    to_json(folder / "transforms.json", {**intrinsics, **top, "frames": frames})
+    return folder
+
+
+def change(folder: Path, edit: Callable[[dict], object]) -> None:
+    content = json.loads((folder / "transforms.json").read_text())
+    edit(content)
+    to_json(folder / "transforms.json", content)
+
+
+def in_unit_cube(points: np.ndarray, meta: dict) -> np.ndarray:
+    similarity = meta["similarity"]
+    return similarity["scale"] * points @ np.array(similarity["rotation"]).T + similarity["translation"]
+
+
+def to_source(points: np.ndarray, meta: dict) -> np.ndarray:
+    similarity = meta["similarity"]
+    return (points - similarity["translation"]) @ np.array(similarity["rotation"]) / similarity["scale"]
+
+
+@pytest.fixture(scope="module")
+def mug(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Scene]:
+    """One object; never write to it."""
+    found = scene(0)
+    root = tmp_path_factory.mktemp("posed")
+    write_transforms(root / "mug/a", found)
+    return root, found
+
+
+@pytest.fixture
+def own(mug: tuple[Path, Scene], tmp_path: Path) -> Path:
+    """A copy of its folder to write to; the input is its grandparent."""
+    import shutil
+
+    shutil.copytree(mug[0], tmp_path / "in")
+    return tmp_path / "in/mug/a"
+
+
+class TestImport:
+    def test_surface_points_project_onto_the_masks(self, tmp_path: Path):
+        """Several objects, bent lenses, off-centre cameras with roll: the mesh's own points fall onto the new masks."""
+        scenes = {"mug/a": scene(0), "mug/b": scene(1, lens=STRAIGHT), "shoe/c": scene(2)}
+        for key, found in scenes.items():
+            write_transforms(tmp_path / "in" / key, found)
+        done = drwr(
+            "shards import", "source=posed", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}", "image_size=96",
+            "workers=1",
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert verify_dataset(str(tmp_path / "out")) == []
+        found_samples = read_all(tmp_path / "out")
+        assert sorted(found_samples) == sorted(scenes)
+        for key, (_, sample) in found_samples.items():
+            source = scenes[key]
+            points = in_unit_cube(source.points, sample.meta)
+            assert share_on_masks(points, sample) >= 0.999
+            assert share_on_masks(points * (-1, 1, -1), sample) < 0.95
+            self.check_frame(points, sample, source)
+
+    @staticmethod
+    def check_frame(points: np.ndarray, sample, source: Scene) -> None:
+        # The box of the hull holds the object, is centred on it and not much larger.
+        low, high = points.min(axis=0), points.max(axis=0)
+        assert 0.88 < np.linalg.norm(high - low) <= 1.01
+        assert np.abs(low + high).max() / 2 < 0.04
+        # The object fills the frame as in training: a sphere of diameter 1 always has the same size.
+        distance = np.linalg.norm(sample.world_to_camera[:, :3, 3], axis=1)
+        radius = sample.focal_length * 0.5 / np.sqrt(distance**2 - 0.25)
+        assert np.allclose(radius, 1.875 * 0.5 / np.sqrt(3.75))
+        # Every camera looks at the centre, +Y up, from where the photograph was taken.
+        assert np.allclose(sample.world_to_camera[:, :2, 3], 0, atol=1e-9)
+        assert np.allclose(sample.world_to_camera[:, 0, 1], 0, atol=1e-9)
+        assert (sample.world_to_camera[:, 1, 1] < 0).all()
+        places = -np.einsum("vji,vj->vi", sample.world_to_camera[:, :3, :3], sample.world_to_camera[:, :3, 3])
+        taken = -np.einsum("vji,vj->vi", source.cameras[:, :3, :3], source.cameras[:, :3, 3])
+        assert np.allclose(to_source(places, sample.meta), taken, atol=1e-6)
+
+    def test_colours_are_not_mixed_with_the_background(self, mug: tuple[Path, Scene], tmp_path: Path):
+        run_import("posed", mug[0], tmp_path / "out")
+        _, sample = read_all(tmp_path / "out")["mug/a"]
+        assert np.abs(sample.images[sample.masks > 20].astype(int) - GREY).max() <= 8  # the photographs' red stays out
+        assert (sample.images[sample.masks == 0] == 0).all()
+        assert ((sample.masks > 0) & (sample.masks < 255)).any()
+        assert sample.meta["source_images"][0] == "./images/0000"
+
+    def test_bytes_do_not_depend_on_the_number_of_workers(self, own: Path, tmp_path: Path):
+        own.rename(own.parent / "z")
+        for workers in (1, 2):
+            run_import("posed", own.parent, tmp_path / str(workers), workers=workers, name="same", views=5)
+        assert contents(tmp_path / "1") == contents(tmp_path / "2")
+
+    def test_up(self, mug: tuple[Path, Scene], tmp_path: Path):
+        run_import("posed", mug[0], tmp_path / "out", up="-x")
+        _, sample = read_all(tmp_path / "out")["mug/a"]
+        assert np.allclose(np.array(sample.meta["similarity"]["rotation"]) @ [-1, 0, 0], [0, 1, 0])
+        assert share_on_masks(in_unit_cube(mug[1].points, sample.meta), sample) >= 0.999
+
+    def test_one_object_or_objects_without_category(self, own: Path, tmp_path: Path):
+        run_import("posed", own, tmp_path / "one")
+        run_import("posed", own.parent, tmp_path / "many")
+        assert list(read_all(tmp_path / "one")) == list(read_all(tmp_path / "many")) == ["object/a"]
+
+    def test_numbers_of_views(self, own: Path, tmp_path: Path):
+        assert run_import("posed", own, tmp_path / "all").views == 8
+        assert run_import("posed", own, tmp_path / "some", views=5).views == 5
+        with pytest.raises(DataError, match="8 views, 9 asked for"):
+            run_import("posed", own, tmp_path / "more", views=9)
+
+
+class TestIntrinsics:
+    def share(self, own: Path, tmp_path: Path, found: Scene) -> float:
+        run_import("posed", own, tmp_path / "out", overwrite=True)
+        _, sample = read_all(tmp_path / "out")["object/a"]
+        return share_on_masks(in_unit_cube(found.points, sample.meta), sample)
+
+    def test_only_a_field_of_view(self, tmp_path: Path):
+        found = scene(3, lens=STRAIGHT)
+        folder = write_transforms(tmp_path / "a", found)
+        angle = 2 * np.arctan(0.5 * STRAIGHT.width / STRAIGHT.fx)
+        keep = {"camera_angle_x": float(angle)}
+        change(folder, lambda c: [c.pop(key) for key in list(c) if key != "frames"] and c.update(keep))
+        assert self.share(folder, tmp_path, found) >= 0.999
+        _, right = read_all(tmp_path / "out")["object/a"]
+        change(folder, lambda c: c.update(camera_angle_x=0.6 * angle))  # the test would notice
+        self.share(folder, tmp_path, found)
+        _, wrong = read_all(tmp_path / "out")["object/a"]
+        assert wrong.meta["similarity"]["scale"] > 1.2 * right.meta["similarity"]["scale"]
+
+    def test_frames_may_have_their_own(self, own: Path, mug: tuple[Path, Scene], tmp_path: Path):
+        def move(content: dict) -> None:
+            for frame in content["frames"]:
+                frame.update({name: content[name] for name in ("fl_x", "fl_y", "cx", "cy", "k1", "k2", "p1", "p2")})
+            content.update(fl_x=1.0, cx=0.0, k1=9.0)
+
+        change(own, move)
+        assert self.share(own, tmp_path, mug[1]) >= 0.999
+
+    def test_images_of_another_size(self, own: Path, mug: tuple[Path, Scene], tmp_path: Path):
+        for path in (own / "images").iterdir():
+            image = Image.open(path)
+            image.resize((image.width * 2, image.height * 2), Image.Resampling.NEAREST).save(path)
+        assert self.share(own, tmp_path, mug[1]) >= 0.999
+        Image.new("RGBA", (150, 200)).save(own / "images/0000.png")
+        image = np.zeros((200, 150, 4), np.uint8)
+        image[50:90, 50:90] = 255
+        Image.fromarray(image).save(own / "images/0000.png")
+        with pytest.raises(DataError, match="150 × 200 pixels, its camera 200 × 150: cropped or turned"):
+            run_import("posed", own, tmp_path / "bad")
+
+    @pytest.mark.parametrize(
+        ("edit", "reason"),
+        [
+            (lambda c: c.update(frames=[]), "no list of frames"),
+            (lambda c: c["frames"][1].pop("file_path"), "frame 1: no file_path"),
+            (lambda c: c["frames"][1].pop("transform_matrix"), "frame 1: transform_matrix must be"),
+            (lambda c: c["frames"][1].update(transform_matrix=np.eye(3).tolist()), r"\[4, 4\], got \[3, 3\]"),
+            (lambda c: c["frames"][1].update(transform_matrix=(2 * np.eye(4)).tolist()), "not rigid"),
+            (lambda c: c["frames"][1].update(transform_matrix=np.diag([1, 1, -1, 1]).tolist()), "not rigid"),
+            (lambda c: c.update(fl_x="x"), "fl_x must be a finite number"),
+            (lambda c: c.update(fl_x=-5), "they must be positive"),
+            (lambda c: c.pop("w"), "w and h"),
+            (lambda c: c.pop("fl_x"), "no focal length"),
+            (lambda c: c.update(camera_angle_x=4.0), "radians between"),
+            (lambda c: c.update(camera_model="OPENCV_FISHEYE"), "'OPENCV_FISHEYE' is not read; undistort"),
+            (lambda c: c.update(k1=-40.0), "distortion can't be undone"),
+            (lambda c: c["frames"][1].update(file_path="images/none"), "image 'images/none' is not there"),
+            (lambda c: c["frames"][1].update(file_path="../../../../etc/passwd"), "leads out of the input folder"),
+            (lambda c: c["frames"][1].update(file_path="/etc/passwd"), "leads out of the input folder"),
+            (lambda c: c["frames"][1].update(mask_path="/etc/passwd"), "leads out of the input folder"),
+            (lambda c: c["frames"][1].update(file_path="a\0b"), "is not a path|is not there"),
+        ],
+    )
+    def test_what_is_wrong_is_named(self, own: Path, tmp_path: Path, edit: Callable, reason: str):
+        change(own, edit)
+        with pytest.raises(DataError, match=reason) as caught:
+            run_import("posed", own, tmp_path / "out")
+        assert str(own) in str(caught.value)
+
+    def test_a_link_out_of_the_folder_is_not_followed(self, own: Path, tmp_path: Path):
+        (own / "images/0001.png").rename(tmp_path / "secret.png")
+        (own / "images/0001.png").symlink_to(tmp_path / "secret.png")
+        with pytest.raises(DataError, match="leads out of the input folder"):
+            run_import("posed", own, tmp_path / "out")
+
+    def test_not_json(self, own: Path, tmp_path: Path):
+        for text in ("{", "[]", "[" * 100_000):
+            (own / "transforms.json").write_text(text)
+            with pytest.raises(DataError, match=r"transforms\.json: "):
+                run_import("posed", own, tmp_path / "out")
+
+
+def split_alpha(folder: Path, place: Callable[[Path], Path]) -> None:
+    """Turn the images' alpha into mask files of their own."""
+    for path in sorted((folder / "images").iterdir()):
+        rgba = np.asarray(Image.open(path))
+        Image.fromarray(rgba[..., :3]).save(path)
+        place(path).parent.mkdir(exist_ok=True)
+        Image.fromarray(rgba[..., 3]).save(place(path))
+
+
+class TestMasks:
+    @pytest.mark.parametrize(
+        "place",
+        [
+            lambda path: path.parent.parent / "masks" / path.name,
+            lambda path: path.parent.parent / "masks" / f"{path.name}.png",
+            lambda path: path.parent / f"{path.stem}_mask.png",
+        ],
+    )
+    def test_beside_the_images(self, own: Path, mug: tuple[Path, Scene], tmp_path: Path, place: Callable):
+        run_import("posed", mug[0], tmp_path / "alpha", name="x")
+        split_alpha(own, place)
+        run_import("posed", own.parent.parent, tmp_path / "masks", name="x")
+        one, other = read_all(tmp_path / "alpha")["mug/a"][1], read_all(tmp_path / "masks")["mug/a"][1]
+        assert np.array_equal(one.masks, other.masks)
+        assert one.meta == other.meta
+
+    def test_named_in_the_file(self, own: Path, tmp_path: Path):
+        split_alpha(own, lambda path: path.parent.parent / "shapes" / path.name)
+        with pytest.raises(DataError, match=r"0000\.png: no mask: an object needs its silhouettes\. Give the images"):
+            run_import("posed", own, tmp_path / "out")
+        change(own, lambda c: [f.update(mask_path=f"shapes/{n:04d}.png") for n, f in enumerate(c["frames"])])
+        assert run_import("posed", own, tmp_path / "out").views == 8
+
+    def test_of_16_bits(self, own: Path, mug: tuple[Path, Scene], tmp_path: Path):
+        split_alpha(own, lambda path: path.parent.parent / "masks" / path.name)
+        for path in (own / "masks").iterdir():
+            Image.fromarray(np.asarray(Image.open(path)).astype(np.uint16) * 257).save(path)
+        run_import("posed", own, tmp_path / "out")
+        _, sample = read_all(tmp_path / "out")["object/a"]
+        assert share_on_masks(in_unit_cube(mug[1].points, sample.meta), sample) >= 0.999
+
+    @pytest.mark.parametrize(
+        ("rows", "value", "reason"),
+        [
+            (slice(0, 150), 0, "the mask is empty: the object is not in the picture"),
+            (
+                slice(0, 75),
+                255,
+                "the mask reaches the edge of the picture: the object is cut off, or the mask is inverted",
+            ),
+        ],
+    )
+    def test_a_view_that_does_not_show_the_object(
+        self, own: Path, tmp_path: Path, rows: slice, value: int, reason: str
+    ):
+        rgba = np.asarray(Image.open(own / "images/0003.png")).copy()
+        rgba[rows, :, 3] = value
+        Image.fromarray(rgba).save(own / "images/0003.png")
+        with pytest.raises(DataError, match=f"0003.png: {reason}; remove the view, or skip_bad=true"):
+            run_import("posed", own, tmp_path / "out")
+        done = drwr(
+            "shards import", "source=posed", f"input={own}", f"output={tmp_path / 'out'}", "skip_bad=true", "workers=1"
+        )
+        assert done.returncode == 0, done.stderr
+        assert f"skipped object/a: {(own / 'images/0003.png').resolve()}: {reason}" in done.stderr
+        assert len(read_all(tmp_path / "out")["object/a"][1].masks) == 7
+
+    def test_inverted_masks_are_found_out(self, own: Path, tmp_path: Path):
+        for path in (own / "images").iterdir():
+            rgba = np.asarray(Image.open(path)).copy()
+            rgba[..., 3] = 255 - rgba[..., 3]
+            Image.fromarray(rgba).save(path)
+        with pytest.raises(DataError, match="or the mask is inverted"):
+            run_import("posed", own, tmp_path / "out")
+
+    def test_too_few_sides(self, own: Path, tmp_path: Path):
+        change(own, lambda c: c.update(frames=c["frames"][:1]))
+        with pytest.raises(DataError, match="don't bound the object: they look from too few sides"):
+            run_import("posed", own, tmp_path / "out")
+
+    def test_cameras_of_other_views_contradict_the_masks(self, own: Path, tmp_path: Path):
+        def shuffle(content: dict) -> None:
+            poses = [frame["transform_matrix"] for frame in content["frames"]]
+            for frame, pose in zip(content["frames"], poses[3:] + poses[:3], strict=True):
+                frame["transform_matrix"] = pose
+
+        change(own, shuffle)
+        with pytest.raises(
+            DataError, match=r"images/\d+\.png: masks and cameras contradict each other: .* covers only"
+        ):
+            run_import("posed", own, tmp_path / "out")
+
+    def test_image_bombs(self, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+        monkeypatch.setattr("drwr_dist.sources.pictures.MAX_PIXELS", 1000)
+        with pytest.raises(DataError, match=r"0000\.png: 200 × 150 pixels; at most 1000 are read"):
+            run_import("posed", own, tmp_path / "out")
+
+    def test_usage(self, tmp_path: Path):
+        with pytest.raises(UsageError, match="no such folder"):
+            run_import("posed", tmp_path / "none", tmp_path / "out")
+        with pytest.raises(UsageError, match=r"no object; expected .*transforms\.json or cameras\.txt"):
+            run_import("posed", tmp_path, tmp_path / "out")
+
+
+class TestLens:
+    @given(st.floats(0, 200), st.floats(0, 150))
+    def test_undoing_the_distortion_undoes_it(self, x: float, y: float):
+        pixel = np.array([[x, y]])
+        assert np.allclose(distort(BENT, undistort(BENT, pixel)), pixel, atol=1e-6)
+
+    def test_as_opencv_has_it(self):
+        directions = np.random.default_rng(0).uniform(-0.4, 0.4, (50, 2))
+        points = np.concatenate([directions, np.ones((50, 1))], axis=1)
+        intrinsics = np.array([[BENT.fx, 0, BENT.cx], [0, BENT.fy, BENT.cy], [0, 0, 1]])
+        bends = np.array([BENT.k1, BENT.k2, BENT.p1, BENT.p2, 0.01])
+        expected, _ = cv2.projectPoints(points, np.zeros(3), np.zeros(3), intrinsics, bends)
+        assert np.allclose(distort(replace(BENT, k3=0.01), directions), expected[:, 0], atol=1e-9)
+
+
+class TestFrames:
+    @pytest.mark.parametrize("up", ["+x", "-x", "+y", "-y", "+z", "-z"])
+    def test_up_becomes_plus_y(self, up: str):
+        rotation = up_rotation(up)
+        axis = np.zeros(3)
+        axis["xyz".index(up[1])] = 1 if up[0] == "+" else -1
+        assert np.allclose(rotation @ axis, [0, 1, 0])
+        assert np.allclose(rotation @ rotation.T, np.eye(3)) and np.linalg.det(rotation) > 0
+
+    @given(st.integers(0, 2**32 - 1))
+    @settings(max_examples=30)
+    def test_turning_a_camera_moves_no_ray(self, seed: int):
+        """A point's direction in the new camera, turned back, is its direction in the old one: the homography."""
+        random = np.random.default_rng(seed)
+        similarity = to_unit_box(np.array([1.0, 2, 3]), np.array([2.0, 4, 4]), "+z")
+        rotation = np.linalg.qr(random.normal(size=(3, 3)))[0]
+        old = np.eye(4)
+        old[:3, :3] = rotation * np.sign(np.linalg.det(rotation))
+        old[:3, 3] = random.normal(size=3) * 8 + 3
+        try:
+            new, _, back = turn_to_centre(old, similarity, 1.875)
+        except DataError:
+            return
+        points = random.normal(size=(10, 3))
+        there = similarity.scale * points @ similarity.rotation.T + similarity.translation
+        seen_new = (there @ new[:3, :3].T + new[:3, 3]) @ back.T
+        seen_old = points @ old[:3, :3].T + old[:3, 3]
+        assert np.allclose(seen_new, similarity.scale * seen_old, atol=1e-9)
+
+    def test_from_straight_above(self):
+        old = np.eye(4)
+        old[:3, :3], old[:3, 3] = np.diag([1.0, -1, -1]), (0, 0, 3)
+        identity = Similarity(1.0, up_rotation("+z"), np.zeros(3))
+        new, focal, _ = turn_to_centre(old, identity, 1.875)
+        assert np.allclose(new[:3, 3], (0, 0, 3)) and np.isfinite(new).all() and focal > 1.875
+        old[2, 3] = 0.4
+        with pytest.raises(DataError, match="too close"):
+            turn_to_centre(old, identity, 1.875)
+
+
+class TestHull:
+    def test_a_ball(self):
+        """A ball seen from all around: the bounds are its own to a few percent, and never smaller."""
+        centre, radius, silhouettes = np.array([1.0, -2.0, 0.5]), 0.7, []
+        lens = Lens(160, 160, 200.0, 200.0, 80.0, 80.0)
+        for number in range(16):
+            direction = np.random.default_rng(number).normal(size=3)
+            forward = direction / np.linalg.norm(direction)
+            right = np.cross(forward, (0.3, 0.1, 0.9))
+            right /= np.linalg.norm(right)
+            matrix = np.eye(4)
+            matrix[:3, :3] = [right, np.cross(forward, right), forward]
+            matrix[:3, 3] = -matrix[:3, :3] @ (centre - 4 * forward)
+            at = np.arange(160) + 0.5 - 80
+            disc = at[:, None] ** 2 + at**2 < (200 * radius / np.sqrt(16 - radius**2)) ** 2
+            silhouettes.append(silhouette(np.where(disc, 255, 0).astype(np.uint8), lens, matrix))
+        hull = visual_hull(silhouettes)
+        low, high = hull.low, hull.high
+        assert min(explained(hull, view) for view in silhouettes) > 0.99
+        assert (low <= centre - radius + 1e-9).all() and (high >= centre + radius - 1e-9).all()
+        assert np.allclose(low, centre - radius, atol=0.08) and np.allclose(high, centre + radius, atol=0.08)
