@@ -128,7 +128,8 @@ class TrainConfig:
     name: str = "run"  # name of the run: a folder below storage; starting it again resumes it
     storage: str = "runs"  # folder that holds the runs; shared by all nodes when there are several
     seed: int = 0  # of the initial weights, the order of the samples and the views
-    steps: int = 1000  # optimizer steps
+    init: str | None = None  # weights to start from: another run's folder, or tf_checkpoint:PREFIX; null: random
+    steps: int = 1000  # optimizer steps; 0 evaluates the weights of init
     global_batch: int = 8  # objects per step, over all workers
     workers: Any = 1  # DDP workers: a number, or [min,max] for elastic training
     precision: str = "auto"  # auto | float32 | bfloat16 | float64: auto is bfloat16 autocast on GPUs, else float32

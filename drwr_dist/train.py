@@ -14,10 +14,11 @@ from drwr_dist.cli import load_options, run_verb
 from drwr_dist.config import TrainConfig
 from drwr_dist.data.index import DatasetIndex, load_index
 from drwr_dist.data.stream import SampleTable, check_views
-from drwr_dist.engine import driver
+from drwr_dist.engine import checkpoint, driver
 from drwr_dist.errors import UsageError
 from drwr_dist.evaluate import PREDICTIONS, EvaluateOptions, evaluate_run
 from drwr_dist.gallery import write_gallery
+from drwr_dist.initial_weights import TF_PREFIX, initial_weights
 from drwr_dist.model import HALVINGS
 from drwr_dist.monitor import TENSORBOARD
 from drwr_dist.results import RESULT_TEXT, print_table
@@ -58,6 +59,9 @@ def resolve_paths(config: TrainConfig) -> TrainConfig:
     config.storage = os.path.abspath(os.path.expanduser(config.storage)) if "://" not in config.storage else ""
     if not config.storage:
         raise UsageError("storage must be a folder (a shared one where there are several nodes), not a URL")
+    if config.init is not None:
+        prefix = TF_PREFIX if config.init.startswith(TF_PREFIX) else ""
+        config.init = prefix + os.path.abspath(os.path.expanduser(config.init.removeprefix(prefix)))
     if "://" not in config.data.path:
         config.data.path = os.path.abspath(os.path.expanduser(config.data.path))
     return config
@@ -78,6 +82,9 @@ def check_against_data(config: TrainConfig, index: DatasetIndex) -> SampleTable:
             f"data={index.root}: images of {index.image_size} pixels; the network needs a multiple of {2**HALVINGS}, "
             "import the data again with another size"
         )
+    begins = config.overwrite or not checkpoint.folders(Path(config.storage) / config.name)
+    if config.init is not None and begins:
+        initial_weights(config.init, config, index.image_size)
     table = SampleTable.select(index, config.data.split, config.data.categories)
     if config.evaluation.split:
         SampleTable.select(index, config.evaluation.split, config.data.categories)

@@ -25,7 +25,7 @@ CHOICES = {
 
 # key -> (test, what the value must be)
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "steps": (lambda v: v >= 1, "at least 1"),
+    "steps": (lambda v: v >= 0, "0 or more"),
     "global_batch": (lambda v: v >= 1, "at least 1"),
     "log_every": (lambda v: v >= 1, "at least 1"),
     "seed": (lambda v: 0 <= v < 2**32, "between 0 and 2³² - 1"),
@@ -100,6 +100,8 @@ def validate(config: TrainConfig) -> None:
         )
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.name):
         raise UsageError(f"name={config.name!r}: use letters, digits, dots, dashes and underscores (it names a folder)")
+    if config.steps == 0 and config.init is None:
+        raise UsageError("steps=0: evaluates the weights of init=…, which is not given; set init or steps")
     if "://" in config.storage:
         raise UsageError(f"storage={config.storage}: only folders are supported (a shared one for several nodes)")
     _, most = workers_range(config.workers)

@@ -26,6 +26,8 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
         with Worker(config, job["board"]) as worker:
             worker.describe(yaml.safe_dump(job["config"], sort_keys=False))
             done = worker.start
+            if config.steps == 0:
+                worker.save(0)  # the initial weights themselves
             for step, batch in worker.batches():
                 tally = worker.forward_backward(step, batch)
                 total = worker.agree(step, batch, tally)

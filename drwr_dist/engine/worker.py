@@ -25,6 +25,7 @@ from drwr_dist.engine.agreement import Tally, agree, fail_together
 from drwr_dist.engine.board import Courier
 from drwr_dist.engine.stragglers import Stragglers
 from drwr_dist.errors import TrainingError
+from drwr_dist.initial_weights import initial_weights
 from drwr_dist.losses.training import TrainingLoss, active_terms, training_loss
 from drwr_dist.model import AllHeads, Prediction, build_model
 from drwr_dist.monitor import Monitor
@@ -86,6 +87,8 @@ class Worker:
         """Load the newest sound checkpoint, if there is one; return (steps done, samples skipped so far)."""
         loaded = checkpoint.load_newest(self.run)
         if loaded is None:
+            if self.config.init is not None:
+                self.model.load_state_dict(initial_weights(self.config.init, self.config, self.model.image_size))
             return 0, 0
         self.model.load_state_dict(loaded.state["model"])
         self.optimizer.load_state_dict(loaded.state["optimizer"])
