@@ -8,7 +8,6 @@ every block's and every tensor's CRC-32C is verified, and nothing is ever execut
 
 from __future__ import annotations
 
-import functools
 import re
 import struct
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drwr_dist.errors import DataError, UsageError
+from drwr_dist.sources.crc32c import masked_crc32c
 
 MAGIC = 0xDB4775248B80FB57
 FOOTER = 48  # bytes
@@ -27,7 +27,6 @@ TRAILER = 5  # bytes after each block: compression, CRC
 LARGEST_INDEX = 2**28  # bytes; an index of a network is some kilobytes
 # TensorFlow's DataType numbers, as far as a network's weights and counters need them.
 TYPES: dict[int, np.dtype[Any]] = {1: np.dtype("<f4"), 2: np.dtype("<f8"), 3: np.dtype("<i4"), 9: np.dtype("<i8")}
-_LANES = 4096  # parts of a tensor whose checksums are computed side by side
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class Checkpoint:
         if count * dtype.itemsize != variable.size or not 0 <= variable.shard < self.shards:
             raise DataError(f"{where}: damaged index: shape {list(variable.shape)} in {variable.size} bytes")
         data = _read_range(path, variable.offset, variable.size, where)
-        if masked(crc32c(data)) != variable.checksum:
+        if masked_crc32c(data) != variable.checksum:
             raise DataError(f"{where}: damaged: its bytes do not match their checksum; fetch the checkpoint again")
         return np.frombuffer(data, dtype=dtype).reshape(variable.shape)
 
@@ -153,7 +152,7 @@ def _block(data: bytes, offset: int, size: int) -> bytes:
     if end + TRAILER > len(data) - FOOTER:
         raise ValueError(f"a block at byte {offset} reaches beyond the end")
     (checksum,) = struct.unpack_from("<I", data, end + 1)
-    if masked(crc32c(data[offset : end + 1])) != checksum:
+    if masked_crc32c(data[offset : end + 1]) != checksum:
         raise ValueError(f"the block at byte {offset} does not match its checksum")
     if data[end] != 0:
         raise ValueError(f"the block at byte {offset} is compressed, which TensorFlow's saver does not do")
@@ -257,53 +256,3 @@ def _shape(message: bytes) -> tuple[int, ...]:
                 raise ValueError("a shape is not one")
             extents.append(extent)
     return tuple(extents)
-
-
-# --- the checksum ---------------------------------------------------------------------------------------------
-
-
-def masked(checksum: int) -> int:
-    """Return a CRC in the form in which LevelDB and TensorFlow store it: rotated, plus a constant."""
-    return (((checksum >> 15) | (checksum << 17)) + 0xA282EAD8) & 0xFFFFFFFF
-
-
-def crc32c(data: bytes) -> int:
-    """Return the CRC-32C (Castagnoli) of `data`.
-
-    A long buffer is cut into lanes whose states advance side by side; then they are joined: behind n more bytes, a
-    state is a linear function of what it was, and the state of zeros followed by a lane is the lane's own.
-    """
-    table, state, start = _crc_table(), 0xFFFFFFFF, 0
-    length = len(data) // _LANES
-    if length >= 16:
-        start = length * _LANES
-        lanes = np.ascontiguousarray(np.frombuffer(data, np.uint8, start).reshape(_LANES, length).T)
-        own = _advance(np.zeros(_LANES, np.uint32), lanes)
-        basis = _advance(np.uint32(1) << np.arange(32, dtype=np.uint32), np.zeros((length, 1), np.uint8))
-        columns = basis.tolist()
-        for lane in own.tolist():
-            moved = 0
-            for bit in range(32):
-                if state >> bit & 1:
-                    moved ^= columns[bit]
-            state = moved ^ lane
-    values = table.tolist()
-    for byte in data[start:]:
-        state = values[(state ^ byte) & 0xFF] ^ (state >> 8)
-    return int(state ^ 0xFFFFFFFF)
-
-
-def _advance(states: NDArray[np.uint32], columns: NDArray[np.uint8]) -> NDArray[np.uint32]:
-    """Feed states [S] with bytes, one row [S] (or [1]) of `columns` at a time."""
-    table = _crc_table()
-    for row in columns:
-        states = table[(states ^ row) & 0xFF] ^ (states >> np.uint32(8))
-    return states
-
-
-@functools.cache
-def _crc_table() -> NDArray[np.uint32]:
-    values = np.arange(256, dtype=np.uint32)
-    for _ in range(8):
-        values = np.where(values & 1, (values >> 1) ^ np.uint32(0x82F63B78), values >> 1).astype(np.uint32)
-    return values

@@ -18,7 +18,7 @@ from drwr_dist.config import ModelConfig, TrainConfig
 from drwr_dist.errors import DataError, DrwrError, UsageError
 from drwr_dist.initial_weights import initial_weights
 from drwr_dist.model import build_model
-from drwr_dist.tf_checkpoint import crc32c, open_checkpoint
+from drwr_dist.tf_checkpoint import open_checkpoint
 
 STORED = Path(__file__).parent / "tf_checkpoint"  # written by tensorflow_reference.py with TensorFlow 2.21
 SMALL = {"points": 20, "channels": 1, "hidden": 8, "scale_head": True}
@@ -179,25 +179,6 @@ def read_unchecked(found: object, name: str) -> np.ndarray:
     variable = found.variables[name]  # type: ignore[attr-defined]
     data = Path(f"{found.prefix}.data-00000-of-00001").read_bytes()  # type: ignore[attr-defined]
     return np.frombuffer(data[variable.offset : variable.offset + variable.size], "<f4").reshape(variable.shape)
-
-
-@pytest.mark.parametrize(("data", "expected"), [(b"123456789", 0xE3069283), (b"\0" * 32, 0x8A9136AA), (b"", 0)])
-def test_checksum(data: bytes, expected: int):
-    assert crc32c(data) == expected
-
-
-def test_checksum_of_long_data():
-    data = np.random.default_rng(0).bytes(300_007)
-    table = [0] * 256
-    for value in range(256):
-        state = value
-        for _ in range(8):
-            state = (state >> 1) ^ (0x82F63B78 * (state & 1))
-        table[value] = state
-    state = 0xFFFFFFFF
-    for byte in data:
-        state = table[(state ^ byte) & 0xFF] ^ (state >> 8)
-    assert crc32c(data) == state ^ 0xFFFFFFFF
 
 
 @pytest.mark.slow
