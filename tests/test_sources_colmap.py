@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from test_sources_posed import BENT, Scene, in_unit_cube, photograph, scene
-from toy import drwr
-from view_layouts import read_all, run_import, share_on_masks
+from view_layouts import read_all, run_command, run_import, share_on_masks
 
 from drwr_dist.data.verify import verify_dataset
 from drwr_dist.errors import DataError
@@ -64,11 +63,7 @@ def folder(jar: Scene, tmp_path: Path) -> Path:
 def test_surface_points_project_onto_the_masks(folder: Path, jar: Scene, tmp_path: Path):
     scenes = {"jar/a": jar, "jar/b": scene(5, views=6, lens=RADIAL)}
     write_colmap(tmp_path / "in/jar/b", scenes["jar/b"], "SIMPLE_RADIAL 200 150 185 103 70 -0.1", model=".")
-    done = drwr(
-        "shards import", "source=posed", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}", "image_size=96",
-        "workers=1",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    run_command("posed", tmp_path / "in", tmp_path / "out", "image_size=96")
     assert verify_dataset(str(tmp_path / "out")) == []
     found = read_all(tmp_path / "out")
     assert sorted(found) == sorted(scenes)

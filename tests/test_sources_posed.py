@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from toy import drwr
-from view_layouts import contents, lopsided, read_all, run_import, share_on_masks, to_json
+from view_layouts import contents, lopsided, read_all, run_command, run_import, share_on_masks, to_json
 
 from drwr_dist.data.verify import verify_dataset
 from drwr_dist.errors import DataError, UsageError
@@ -155,11 +154,7 @@ class TestImport:
         scenes = {"mug/a": scene(0), "mug/b": scene(1, lens=STRAIGHT), "shoe/c": scene(2)}
         for key, found in scenes.items():
             write_transforms(tmp_path / "in" / key, found)
-        done = drwr(
-            "shards import", "source=posed", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}", "image_size=96",
-            "workers=1",
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        run_command("posed", tmp_path / "in", tmp_path / "out", "image_size=96")
         assert verify_dataset(str(tmp_path / "out")) == []
         found_samples = read_all(tmp_path / "out")
         assert sorted(found_samples) == sorted(scenes)
@@ -355,18 +350,15 @@ class TestMasks:
         ],
     )
     def test_a_view_that_does_not_show_the_object(
-        self, own: Path, tmp_path: Path, rows: slice, value: int, reason: str
+        self, own: Path, tmp_path: Path, rows: slice, value: int, reason: str, capsys: pytest.CaptureFixture[str]
     ):
         rgba = np.asarray(Image.open(own / "images/0003.png")).copy()
         rgba[rows, :, 3] = value
         Image.fromarray(rgba).save(own / "images/0003.png")
         with pytest.raises(DataError, match=f"0003.png: {reason}; remove the view, or skip_bad=true"):
             run_import("posed", own, tmp_path / "out")
-        done = drwr(
-            "shards import", "source=posed", f"input={own}", f"output={tmp_path / 'out'}", "skip_bad=true", "workers=1"
-        )
-        assert done.returncode == 0, done.stderr
-        assert f"skipped object/a: {(own / 'images/0003.png').resolve()}: {reason}" in done.stderr
+        run_command("posed", own, tmp_path / "out", "skip_bad=true")
+        assert f"skipped object/a: {(own / 'images/0003.png').resolve()}: {reason}" in capsys.readouterr().err
         assert len(read_all(tmp_path / "out")["object/a"][1].masks) == 7
 
     def test_inverted_masks_are_found_out(self, own: Path, tmp_path: Path):

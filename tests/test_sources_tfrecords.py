@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from toy import drwr
 from view_layouts import (
     SIDE,
     Rendered,
@@ -18,6 +17,7 @@ from view_layouts import (
     framed,
     read_all,
     render_blender,
+    run_command,
     run_import,
     share_on_masks,
     write_dpc,
@@ -59,11 +59,7 @@ class TestImport:
     def test_ground_truth_projects_onto_the_masks(
         self, root: Path, models: dict[str, Rendered], tmp_path: Path, camera: str
     ):
-        done = drwr(
-            "shards import", "source=tfrecords", f"input={root}", f"output={tmp_path / 'out'}", f"camera={camera}",
-            "image_size=64", "workers=1",
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        run_command("tfrecords", root, tmp_path / "out", f"camera={camera}", "image_size=64")
         assert verify_dataset(str(tmp_path / "out")) == []
         found = read_all(tmp_path / "out")
         assert {key: split for key, (split, _) in found.items()} == {
@@ -185,19 +181,18 @@ class TestDamage:
                 with pytest.raises(DataError, match=r"1_train\.tfrecords: record \d"):
                     list(read_records(path, 10**6))
 
-    def test_what_comes_before_can_be_kept(self, records: dict[str, bytes], tmp_path: Path):
+    def test_what_comes_before_can_be_kept(
+        self, records: dict[str, bytes], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ):
         path = tmp_path / "1_train.tfrecords"
         write_records(path, list(records.values()))
         data = bytearray(path.read_bytes())
         data[len(framed(records["chair0"])) + 5000] ^= 1  # within record 1
         path.write_bytes(bytes(data[:-100]))  # and record 3 is cut
-        done = drwr(
-            "shards import", "source=tfrecords", f"input={path}", f"output={tmp_path / 'out'}", "skip_bad=true",
-            "image_size=64", "workers=1",
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        assert "record 1: the record doesn't match its checksum" in done.stderr
-        assert "record 3: the file is cut short" in done.stderr
+        run_command("tfrecords", path, tmp_path / "out", "skip_bad=true", "image_size=64")
+        said = capsys.readouterr().err
+        assert "record 1: the record doesn't match its checksum" in said
+        assert "record 3: the file is cut short" in said
         assert sorted(read_all(tmp_path / "out")) == ["1/chair0", "1/chair2"]
 
     def test_lengths_are_bounded_before_anything_is_read(self, tmp_path: Path):

@@ -17,7 +17,7 @@ from rich.console import Console
 from drwr_dist.data.index import DatasetIndex, load_index, read_sample
 from drwr_dist.data.sample import ObjectSample, composite, decode_sample, split_members
 from drwr_dist.data.verify import grown
-from drwr_dist.shards import ImportOptions, import_dataset
+from drwr_dist.shards import ImportOptions, import_dataset, main
 from drwr_dist.sources.crc32c import masked_crc32c
 from drwr_dist.sources.geometry import Mesh, normalise, sample_surface
 from drwr_dist.sources.rendering import RenderSettings, render
@@ -155,6 +155,12 @@ def run_import(source: str, folder: Path, output: Path, **options: object) -> Da
     settings = {"image_size": SIDE, "workers": 1, **options}
     chosen = ImportOptions(source=source, input=str(folder), output=str(output), **settings)  # type: ignore[arg-type]
     return import_dataset(chosen, Console(quiet=True))
+
+
+def run_command(source: str, folder: Path, output: Path, *more: str) -> None:
+    """`shards import` as it is typed, in this process: a second one would only load the packages again."""
+    arguments = [f"source={source}", f"input={folder}", f"output={output}", "workers=1", *more]
+    assert main(["import", *arguments]) == 0
 
 
 def read_all(root: Path) -> dict[str, tuple[str, ObjectSample]]:
