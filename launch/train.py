@@ -1,4 +1,4 @@
-"""Train on the Ray cluster that this script runs in: `ray submit CLUSTER.yaml launch/train.py -- config=… key=value`."""
+"""Train on the Ray cluster that this script runs in: ray submit CLUSTER.yaml launch/train.py -- config=… key=value."""
 
 import sys
 
