@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +16,19 @@ from rich.table import Table
 
 from drwr_dist.cli import load_options, run_verb
 from drwr_dist.data.index import SPLITS, DatasetIndex, load_index, read_sample
+from drwr_dist.data.journal import input_fingerprint
 from drwr_dist.data.sample import MAX_SIDE, decode_sample, split_members
 from drwr_dist.data.verify import verify_dataset
-from drwr_dist.data.writer import EncodedSample, ShardLimits, write_dataset
+from drwr_dist.data.writer import EncodedSample, ShardLimits, open_journal, write_dataset
 from drwr_dist.errors import DataError, UsageError
 from drwr_dist.sources.finishing import ViewSettings
 from drwr_dist.sources.loading import MeshLimits
 from drwr_dist.sources.manifest import ManifestRow, allowed, read_manifest
 from drwr_dist.sources.meshes import MeshJob, MeshSettings, Skipped, import_meshes, list_meshes, object_id
 from drwr_dist.sources.open_shapes import unpack_shapes
+from drwr_dist.sources.pool import ENGINES, Crew
 from drwr_dist.sources.rendering import RenderSettings
+from drwr_dist.version import __version__
 
 
 @dataclass
@@ -54,7 +56,8 @@ class ImportOptions:
     supersample: int = 3  # rays per pixel and axis
     ground_truth_voxel: float = 0.01  # bounding-box diagonals; one ground-truth point per voxel; 0: no ground truth
     seed: int = 0  # of cameras, ground truth, splits and order
-    workers: int = 0  # processes; 0: one per core. The bytes written don't depend on it
+    workers: int = 0  # processes or Ray tasks at a time; 0: one per core. The bytes written don't depend on it
+    engine: str = "auto"  # ray | processes | auto: Ray where RAY_ADDRESS names a cluster, else processes
     skip_bad: bool = False  # count and report objects that can't be used, instead of failing at the first
     max_faces: int = 5_000_000  # per object
     max_megabytes: int = 256  # per mesh file or record
@@ -80,6 +83,7 @@ class InspectOptions:
 
 Advance = Callable[[str, int], None]  # (what was done, how many are to be done)
 Found = Iterator[EncodedSample | Skipped]
+Done = frozenset[str]  # keys that an interrupted import has in finished shards
 _RENDERED_VIEWS = 8  # per mesh, where `views` is not given
 
 
@@ -100,20 +104,35 @@ def import_dataset(options: ImportOptions, console: Console) -> DatasetIndex:
 
 def _run_import(options: ImportOptions, console: Console, skipped: list[Skipped]) -> DatasetIndex:
     """Convert and write; what was left out is added to `skipped`."""
-    with tempfile.TemporaryDirectory(prefix="drwr-import-") as scratch, _progress(console) as advance:
-        found = _SOURCES[options.source](options, Path(scratch), advance)
-        return write_dataset(
-            options.output,
-            _without(found, skipped),
-            name=options.name or Path(options.output).resolve().name,
-            image_size=options.image_size,
-            focal_length=options.focal_length,
-            limits=ShardLimits(options.shard_samples, int(options.shard_megabytes * 2**20)),
-            overwrite=options.overwrite,
-        )
+    journal = open_journal(options.output, _fingerprint(options), options.overwrite)
+    if journal.shards:
+        console.print(f"going on with an interrupted import: {len(journal.samples)} objects are done", highlight=False)
+    try:
+        # Beside the output, so that all nodes of a cluster see what is unpacked there.
+        with tempfile.TemporaryDirectory(dir=journal.folder) as scratch, _progress(console) as advance:
+            found = _SOURCES[options.source](options, Path(scratch), advance, journal.done)
+            return write_dataset(
+                options.output,
+                _without(found, skipped),
+                name=options.name or Path(options.output).absolute().name,
+                image_size=options.image_size,
+                focal_length=options.focal_length,
+                limits=ShardLimits(options.shard_samples, int(options.shard_megabytes * 2**20)),
+                journal=journal,
+            )
+    except BaseException:
+        journal.abandon()
+        raise
 
 
-def _from_meshes(options: ImportOptions, scratch: Path, progress: Advance) -> Found:
+def _fingerprint(options: ImportOptions) -> str:
+    """Return what two tries of the same import share, however many processes do the work."""
+    what = replace(options, output="", name="", overwrite=False, workers=0, engine="auto", fetch=True)
+    places = [options.input, options.manifest or "", options.splits or ""]
+    return input_fingerprint((__version__, what), filter(None, places), options.output)
+
+
+def _from_meshes(options: ImportOptions, scratch: Path, progress: Advance, done: Done) -> Found:
     """List the meshes of a folder that the manifest's licences let in; without a manifest, all of them."""
     del scratch
     settings = _mesh_settings(options)
@@ -129,10 +148,10 @@ def _from_meshes(options: ImportOptions, scratch: Path, progress: Advance) -> Fo
             jobs.append(MeshJob(key, path, row, settings))
     if not jobs:
         raise UsageError(f"licences={options.licences}: no mesh of {options.input} has one of them")
-    return import_meshes(jobs, settings, options.splits, progress)
+    return import_meshes(jobs, settings, options.splits, progress, done)
 
 
-def _from_open_shapes(options: ImportOptions, scratch: Path, progress: Advance) -> Found:
+def _from_open_shapes(options: ImportOptions, scratch: Path, progress: Advance, done: Done) -> Found:
     """Unpack the manifest's models from their Debian packages."""
     if options.manifest is None:
         raise UsageError("source=open_shapes needs manifest=FILE, which says where in the package each object lies")
@@ -149,10 +168,10 @@ def _from_open_shapes(options: ImportOptions, scratch: Path, progress: Advance) 
         MeshJob(key, shapes[key].path, row, settings, tuple(map(tuple, shapes[key].rotation.tolist())))
         for key, row in rows.items()
     ]
-    return import_meshes(jobs, settings, options.splits, progress)
+    return import_meshes(jobs, settings, options.splits, progress, done)
 
 
-def _from_views(options: ImportOptions, scratch: Path, progress: Advance) -> Found:
+def _from_views(options: ImportOptions, scratch: Path, progress: Advance, done: Done) -> Found:
     """Import objects that come with their own views."""
     from drwr_dist.sources.dpc import import_dpc
     from drwr_dist.sources.posed import import_posed
@@ -170,13 +189,13 @@ def _from_views(options: ImportOptions, scratch: Path, progress: Advance) -> Fou
         splits=options.splits,
         max_bytes=options.max_megabytes * 2**20,
         seed=options.seed,
-        workers=options.workers or len(os.sched_getaffinity(0)),
+        workers=Crew(options.workers, options.engine),
         skip_bad=options.skip_bad,
     )
-    return source(options.input, settings, progress)
+    return source(options.input, settings, progress, done)
 
 
-_SOURCES: dict[str, Callable[[ImportOptions, Path, Advance], Found]] = {
+_SOURCES: dict[str, Callable[[ImportOptions, Path, Advance, Done], Found]] = {
     "meshes": _from_meshes,
     "open_shapes": _from_open_shapes,
     "dpc": _from_views,
@@ -192,7 +211,7 @@ _ONLY_FOR = {  # keys that mean something to some sources alone
     "fetch": ("open_shapes",),
     "up": ("posed",),
 }
-_CHOICES = {"camera": ("position", "extrinsic"), "up": ("+x", "-x", "+y", "-y", "+z", "-z")}
+_CHOICES = {"engine": ENGINES, "camera": ("position", "extrinsic"), "up": ("+x", "-x", "+y", "-y", "+z", "-z")}
 
 
 def _check_options(options: ImportOptions) -> None:
@@ -243,7 +262,7 @@ def _mesh_settings(options: ImportOptions) -> MeshSettings:
         limits=MeshLimits(options.max_megabytes * 2**20, options.max_faces),
         ground_truth_voxel=options.ground_truth_voxel,
         seed=options.seed,
-        workers=options.workers or len(os.sched_getaffinity(0)),
+        workers=Crew(options.workers, options.engine),
         skip_bad=options.skip_bad,
     )
 

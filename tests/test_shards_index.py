@@ -14,7 +14,7 @@ import fsspec
 import pytest
 from shard_tools import encoded, make_balls, make_sample, write_samples
 
-from drwr_dist.data import index as index_module
+from drwr_dist.data import remote
 from drwr_dist.data.index import load_index, read_sample, read_shard
 from drwr_dist.data.sample import split_members
 from drwr_dist.errors import DataError
@@ -198,7 +198,7 @@ def test_http(balls: Path, served: tuple[str, type[Handler]], ranges: bool):
 
 def test_http_tries_again(balls: Path, served: tuple[str, type[Handler]], monkeypatch: pytest.MonkeyPatch):
     url, handler = served
-    monkeypatch.setattr(index_module, "RETRY_PAUSES", (0.01, 0.01))
+    monkeypatch.setattr(remote, "RETRY_PAUSES", (0.01, 0.01))
     index = load_index(url)
     handler.failures = 2
     assert read_sample(index, 0, 0)

@@ -132,11 +132,6 @@ def test_nothing_to_write_is_refused(tmp_path: Path):
         write_samples(tmp_path, [])
 
 
-def test_the_output_must_be_local(tmp_path: Path):
-    with pytest.raises(UsageError, match="local folder"):
-        write_samples("s3://bucket/x", [encoded(make_sample())])  # type: ignore[arg-type]
-
-
 def test_samples_without_ground_truth(tmp_path: Path):
     index = write_samples(tmp_path, [encoded(make_sample(points=False))])
     members = split_members(read_sample(index, 0, 0))

@@ -6,25 +6,21 @@ neighbours and checked as it is read. A dataset is a folder or anything that fss
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 import os
-import time
 import zlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
+from drwr_dist.data.remote import is_remote, join, read_remote
 from drwr_dist.errors import DataError
 
 INDEX_NAME = "index.json"
 SCHEMA_VERSION = 1
 SPLITS = ("train", "val", "test")
-RETRY_PAUSES = (0.5, 2.0)  # seconds before the second and third try of a remote read
 
 
 @dataclass(frozen=True)
@@ -92,16 +88,6 @@ class DatasetIndex:
 
 
 # --- reading the index ----------------------------------------------------------------------------------------
-
-
-def is_remote(root: str) -> bool:
-    """Say whether a root is a URL (http://, s3://, memory://, …) and not a local path."""
-    return "://" in root and not root.startswith("file://")
-
-
-def join(root: str, name: str) -> str:
-    """Return the address of a file below a root."""
-    return f"{root.rstrip('/')}/{name}"
 
 
 def load_index(root: str | os.PathLike[str]) -> DatasetIndex:
@@ -290,40 +276,8 @@ def _read_range(index: DatasetIndex, shard: Shard, what: str, start: int, stop: 
 def _read_file(root: str, name: str, start: int = 0, stop: int | None = None) -> bytes:
     """Read bytes [start, stop) of a file below a root; fewer where the file ends before."""
     if is_remote(root):
-        return _read_remote(root, name, start, stop)
+        return read_remote(root, name, start, stop)
     with Path(root, name).open("rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         last = size if stop is None else min(stop, size)
         return os.pread(file.fileno(), max(0, last - start), start)
-
-
-@functools.lru_cache(maxsize=16)
-def _filesystem(root: str, process: int) -> tuple[Any, str]:
-    """Open a remote root once per process (fsspec's event loop does not survive a fork)."""
-    del process
-    try:
-        system, path = fsspec.core.url_to_fs(root)
-    except (ImportError, ValueError) as error:  # no such protocol, or its package is not installed
-        raise DataError(f"{root}: {error}") from error
-    return system, path
-
-
-def _read_remote(root: str, name: str, start: int, stop: int | None) -> bytes:
-    """Read a range of a remote file; a failed request is tried again, a missing file is not."""
-    system, path = _filesystem(root, os.getpid())
-    limits = {} if stop is None else {"start": start, "end": stop}
-    for pause in (*RETRY_PAUSES, None):
-        try:
-            data = bytes(system.cat_file(join(path, name), **limits))
-            break
-        except FileNotFoundError:
-            raise
-        except Exception as error:  # every protocol brings its own kinds of errors
-            if "416" in str(error) or "InvalidRange" in str(error):
-                return b""  # the range begins beyond the end of the file
-            if pause is None:
-                raise OSError(f"{type(error).__name__}: {error}") from error
-            time.sleep(pause)
-    if stop is not None and len(data) > stop - start:
-        return data[start:stop]  # a server without range requests, which sends the whole file
-    return data

@@ -54,8 +54,12 @@ class Model:
     split: str = ""
 
 
-def import_dpc(folder: str, settings: ViewSettings, progress: Progress) -> Iterator[EncodedSample | Skipped]:
+def import_dpc(
+    folder: str, settings: ViewSettings, progress: Progress, done: frozenset[str] = frozenset()
+) -> Iterator[EncodedSample | Skipped]:
     """Convert the renders of a folder; yields samples of train, then val, then test, and what was skipped.
+
+    What is in `done` is left out.
 
     Raises:
         UsageError: the folder isn't laid out as above, or a category isn't there.
@@ -67,6 +71,7 @@ def import_dpc(folder: str, settings: ViewSettings, progress: Progress) -> Itera
     usable = {key: model for key, model in models.items() if model.numbers and key in splits}
     order = in_order({key: splits[key] for key in usable}, settings.seed)
     jobs = [replace(usable[key], split=splits[key]) for key in order]
+    jobs = [job for job in jobs if job.key not in done]
     for result in run_ordered(convert_model, jobs, settings.workers):
         progress("converting", len(jobs))
         yield result

@@ -13,6 +13,7 @@ from drwr_dist.data.sample import ObjectSample, encode_sample
 from drwr_dist.data.verify import camera_findings
 from drwr_dist.data.writer import EncodedSample
 from drwr_dist.errors import DataError, UsageError
+from drwr_dist.sources.pool import Crew
 from drwr_dist.sources.splits import assign_splits, read_splits, shuffled
 
 
@@ -29,7 +30,7 @@ class ViewSettings:
     splits: str | None = None  # JSON or CSV key → split, or a folder with lists; None: the source's own
     max_bytes: int = 256 * 2**20  # tfrecords: of each record
     seed: int = 0
-    workers: int = 1
+    workers: int | Crew = 1
     skip_bad: bool = False
 
 

@@ -21,7 +21,7 @@ from drwr_dist.errors import DataError, UsageError
 from drwr_dist.sources.geometry import Mesh, Similarity, geometry_hash, normalise, sample_surface, thin
 from drwr_dist.sources.loading import MESH_SUFFIXES, MeshLimits, load_mesh
 from drwr_dist.sources.manifest import ManifestRow
-from drwr_dist.sources.pool import run_ordered
+from drwr_dist.sources.pool import Crew, run_ordered
 from drwr_dist.sources.rendering import RenderSettings, random_cameras, render
 from drwr_dist.sources.splits import assign_splits, merge_groups, read_splits, shuffled
 
@@ -36,7 +36,7 @@ class MeshSettings:
     limits: MeshLimits = field(default_factory=MeshLimits)
     ground_truth_voxel: float = 0.01  # object units; 0: no ground truth
     seed: int = 0
-    workers: int = 1
+    workers: int | Crew = 1
     skip_bad: bool = False
 
 
@@ -101,9 +101,15 @@ def list_meshes(folder: str, categories: Sequence[str] = ()) -> dict[str, Path]:
 
 
 def import_meshes(
-    jobs: Sequence[MeshJob], settings: MeshSettings, splits_file: str | None, progress: Progress
+    jobs: Sequence[MeshJob],
+    settings: MeshSettings,
+    splits_file: str | None,
+    progress: Progress,
+    done: frozenset[str] = frozenset(),
 ) -> Iterator[EncodedSample | Skipped]:
     """Read, group, split and render; yields samples of train, then val, then test, and what was skipped.
+
+    All meshes are read, for the splits; those whose keys are in `done` are not rendered.
 
     Raises:
         DataError: a mesh can't be used and `skip_bad` is false.
@@ -119,8 +125,9 @@ def import_meshes(
         fingerprints[job.key] = found
     groups = merge_groups({job.key: job.row.group for job in readable}, fingerprints)
     splits = read_splits(splits_file, groups) if splits_file else assign_splits(groups, settings.seed)
-    for sample in run_ordered(render_job, _ordered(readable, groups, splits, settings.seed), settings.workers):
-        progress("rendering", len(readable))
+    ordered = [job for job in _ordered(readable, groups, splits, settings.seed) if job.key not in done]
+    for sample in run_ordered(render_job, ordered, settings.workers):
+        progress("rendering", len(ordered))
         yield sample
 
 

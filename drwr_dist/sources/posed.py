@@ -68,8 +68,12 @@ class Survey:
     skipped: tuple[Skipped, ...] = ()  # views that can't be used
 
 
-def import_posed(folder: str, settings: ViewSettings, progress: Progress) -> Iterator[EncodedSample | Skipped]:
+def import_posed(
+    folder: str, settings: ViewSettings, progress: Progress, done: frozenset[str] = frozenset()
+) -> Iterator[EncodedSample | Skipped]:
     """Convert the objects of a folder; yields samples of train, then val, then test, and what was skipped.
+
+    What is in `done` is left out.
 
     Raises:
         UsageError: no such folder, no object in it, or a category isn't there.
@@ -86,6 +90,7 @@ def import_posed(folder: str, settings: ViewSettings, progress: Progress) -> Ite
         usable[item.key] = replace(item, survey=found)
     splits = choose_splits(list(usable), settings)
     jobs = [replace(usable[key], split=splits[key]) for key in in_order(splits, settings.seed)]
+    jobs = [job for job in jobs if job.key not in done]
     for result in run_ordered(convert_object, jobs, settings.workers):
         progress("converting", len(jobs))
         yield result

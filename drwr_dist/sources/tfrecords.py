@@ -76,8 +76,12 @@ class Scanned:
     end: str = ""  # why the file could not be read to its end
 
 
-def import_tfrecords(folder: str, settings: ViewSettings, progress: Progress) -> Iterator[EncodedSample | Skipped]:
+def import_tfrecords(
+    folder: str, settings: ViewSettings, progress: Progress, done: frozenset[str] = frozenset()
+) -> Iterator[EncodedSample | Skipped]:
     """Convert the records of a folder; yields samples of train, then val, then test, and what was skipped.
+
+    What is in `done` is left out.
 
     Raises:
         UsageError: no such files there, or a category isn't among them.
@@ -92,8 +96,9 @@ def import_tfrecords(folder: str, settings: ViewSettings, progress: Progress) ->
     records = _records(files, scans)
     splits = _splits(files, records, settings)
     jobs = _in_order(files, records, splits, _root(Path(folder)))
-    for result in run_ordered(convert_record, jobs, settings.workers):
-        progress("converting", len(records))
+    todo = (job for job in jobs if job.key not in done)
+    for result in run_ordered(convert_record, todo, settings.workers):
+        progress("converting", len(records) - len(done))
         yield result
 
 

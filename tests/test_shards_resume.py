@@ -1,0 +1,257 @@
+"""Imports that are killed and run again: nothing finished is redone, and the bytes are those of an undisturbed one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from shard_tools import encoded, make_sample
+from toy import REPOSITORY, command, drwr, make_meshes
+
+from drwr_dist.data.journal import JOURNAL_NAME, Journal, input_fingerprint
+from drwr_dist.data.writer import ShardLimits, open_journal, write_dataset
+from drwr_dist.errors import DataError, UsageError
+from drwr_dist.sources import meshes as meshes_module
+
+SMALL = ("views=2", "image_size=32", "supersample=2", "ground_truth_voxel=0.05", "shard_samples=3", "name=same")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def write(output: Path, count: int, *, stop_at: int | None = None, fingerprint: str = "f", overwrite: bool = False):
+    """Write so many samples, 2 a shard; break off before sample `stop_at`. Returns the keys that were asked for."""
+    journal = open_journal(output, fingerprint, overwrite)
+    made = []
+
+    def samples():
+        for number in range(count):
+            key = f"ball/{number}"
+            if key in journal.done:
+                continue
+            if number == stop_at:
+                raise KeyboardInterrupt
+            made.append(key)
+            yield encoded(make_sample(key))
+
+    settings = {"name": "t", "image_size": 32, "focal_length": 1.875, "limits": ShardLimits(samples=2)}
+    write_dataset(output, samples(), journal=journal, **settings)
+    return made
+
+
+class TestJournal:
+    def test_finished_shards_are_kept_and_the_rest_is_made(self, tmp_path: Path):
+        write(tmp_path / "whole", 7)
+        for stop in range(1, 7):
+            output = tmp_path / str(stop)
+            with pytest.raises(KeyboardInterrupt):
+                write(output, 7, stop_at=stop)
+            assert not (output / "index.json").exists()
+            done = 2 * ((stop - 1) // 2)  # a shard is finished when the next one begins
+            assert write(output, 7) == [f"ball/{number}" for number in range(done, 7)]
+            assert contents(output) == contents(tmp_path / "whole")
+            assert not (output / ".partial").exists()
+
+    def test_another_import_starts_afresh(self, tmp_path: Path):
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path / "a", 7, stop_at=6)
+        assert len(write(tmp_path / "a", 7, fingerprint="g")) == 7
+
+    @pytest.mark.parametrize("damage", ["torn line", "rot", "missing", "not json", "escape"])
+    def test_what_is_not_whole_is_made_again(self, tmp_path: Path, damage: str):
+        write(tmp_path / "whole", 7)
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path / "a", 7, stop_at=6)
+        partial = tmp_path / "a/.partial"
+        journal = partial / JOURNAL_NAME
+        lines = journal.read_text().splitlines()
+        assert len(lines) == 3
+        if damage == "torn line":
+            journal.write_text("\n".join(lines)[:-50])
+        elif damage == "rot":
+            data = bytearray((partial / "train-000001.tar").read_bytes())
+            data[3000] ^= 1
+            (partial / "train-000001.tar").write_bytes(data)
+        elif damage == "missing":
+            (partial / "train-000001.tar").unlink()
+        elif damage == "escape":
+            journal.write_text("\n".join(lines).replace("train-000001", "../../whole/train-000001"))
+        else:
+            journal.write_bytes(b"\xff")
+        expected = 0 if damage == "not json" else 2
+        assert len(write(tmp_path / "a", 7)) == 7 - expected
+        assert contents(tmp_path / "a") == contents(tmp_path / "whole")
+
+    @pytest.mark.parametrize("moved", [1, 2, 4])
+    def test_killed_while_shards_were_moved_to_their_place(self, tmp_path: Path, moved: int):
+        write(tmp_path / "whole", 7)
+        journal = Journal(tmp_path / "a/.partial", "f")
+        whole = tmp_path / "whole"
+        shards = json.loads((whole / "index.json").read_text())["shardlist"]
+        source = tmp_path / "b"
+        with pytest.raises(KeyboardInterrupt):
+            write(source, 9, stop_at=8)  # four whole shards, the last of which differs from that of seven
+        del journal, shards
+        os.replace(source / ".partial", tmp_path / "a/.partial.new")
+        (tmp_path / "a/.partial" / JOURNAL_NAME).unlink()
+        (tmp_path / "a/.partial").rmdir()
+        (tmp_path / "a/.partial.new").rename(tmp_path / "a/.partial")
+        for number in range(min(moved, 3)):
+            name = f"train-{number:06d}.tar"
+            (tmp_path / "a/.partial" / name).rename(tmp_path / "a" / name)
+        write(tmp_path / "nine", 9)
+        assert len(write(tmp_path / "a", 9)) == 3
+        assert contents(tmp_path / "a") == contents(tmp_path / "nine")
+
+    def test_a_dataset_that_is_there_stays_until_the_new_one_is_whole(self, tmp_path: Path):
+        write(tmp_path / "a", 3)
+        before = contents(tmp_path / "a")
+        with pytest.raises(UsageError, match="overwrite=true"):
+            write(tmp_path / "a", 7)
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path / "a", 7, stop_at=5, overwrite=True)
+        assert contents(tmp_path / "a") == before
+        assert len(write(tmp_path / "a", 7, overwrite=True)) == 3
+
+    def test_a_key_twice_is_found_across_the_interruption(self, tmp_path: Path):
+        with pytest.raises(KeyboardInterrupt):
+            write(tmp_path / "a", 7, stop_at=6)
+        journal = open_journal(tmp_path / "a", "f")
+        again = [encoded(make_sample("ball/0"))]
+        with pytest.raises(DataError, match="two objects have the key"):
+            write_dataset(tmp_path / "a", again, name="t", image_size=32, focal_length=1.0, journal=journal)
+
+
+def test_the_fingerprint_changes_with_options_and_inputs(tmp_path: Path):
+    (tmp_path / "in/deep").mkdir(parents=True)
+    (tmp_path / "in/deep/a.ply").write_text("1")
+    found = [input_fingerprint(1, [str(tmp_path / "in")])]
+    assert input_fingerprint(1, [str(tmp_path / "in")]) == found[0]
+    found.append(input_fingerprint(2, [str(tmp_path / "in")]))
+    (tmp_path / "in/deep/a.ply").write_text("12")
+    found.append(input_fingerprint(1, [str(tmp_path / "in")]))
+    (tmp_path / "in/b.ply").write_text("1")
+    found.append(input_fingerprint(1, [str(tmp_path / "in")]))
+    assert len(set(found)) == 4
+    (tmp_path / "in/out").mkdir()
+    (tmp_path / "in/out/x.tar").write_text("1")
+    assert input_fingerprint(1, [str(tmp_path / "in")], str(tmp_path / "in/out")) == found[3]
+
+
+def test_only_the_missing_objects_are_rendered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    from rich.console import Console
+
+    from drwr_dist.shards import ImportOptions, import_dataset
+
+    make_meshes(tmp_path / "meshes", {"brick": 8})
+    rendered: list[str] = []
+    render_job = meshes_module.render_job
+
+    def counted(job):
+        if len(rendered) == 5:
+            rendered.append("")
+            raise KeyboardInterrupt
+        rendered.append(job.key)
+        return render_job(job)
+
+    monkeypatch.setattr(meshes_module, "render_job", counted)
+    options = {"source": "meshes", "input": str(tmp_path / "meshes"), "views": 1, "image_size": 32, "shard_samples": 2}
+
+    def build(name: str) -> None:
+        import_dataset(ImportOptions(output=str(tmp_path / name), name="n", workers=1, **options), Console(quiet=True))
+
+    with pytest.raises(KeyboardInterrupt):
+        build("a")
+    first = set(rendered[:4])
+    rendered[:] = ["after"] * 6
+    build("a")
+    assert len(rendered) == 6 + 4 and not first & set(rendered)
+    build("b")
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def start(*arguments: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command("shards import", *arguments), cwd=REPOSITORY, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+
+
+def alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["processes", "ray"])
+def test_killed_at_any_moment(tmp_path: Path, engine: str):
+    """SIGKILL a real import whenever another shard is finished, and once early; then let it end."""
+    make_meshes(tmp_path / "meshes", {"brick": 9, "slab": 9})
+    arguments = ["source=meshes", f"input={tmp_path / 'meshes'}", *SMALL]
+    done = drwr("shards import", *arguments, f"output={tmp_path / 'whole'}", "workers=1")
+    assert done.returncode == 0, done.stderr
+    output = tmp_path / "out"
+    journal = output / ".partial" / JOURNAL_NAME
+    for finished in (0, 1, 3, 4):
+        process = start(*arguments, f"output={output}", "workers=2", f"engine={engine}")
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if journal.exists() and journal.read_bytes().count(b"\n") > finished:
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.002)
+        assert process.wait(60) in (-signal.SIGKILL, 0)
+        if engine == "processes":  # the workers follow
+            while alive(process.pid) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert not alive(process.pid)
+    if not (output / "index.json").exists():
+        last = drwr("shards import", *arguments, f"output={output}", "workers=2", f"engine={engine}")
+        assert last.returncode == 0, last.stderr
+        assert "going on with an interrupted import" in last.stderr
+    assert contents(output) == contents(tmp_path / "whole")
+    assert sorted(path.name for path in output.iterdir()) == sorted(contents(tmp_path / "whole"))
+
+
+@pytest.mark.slow
+def test_ray_gives_the_same_bytes_and_errors(tmp_path: Path):
+    make_meshes(tmp_path / "meshes", {"brick": 6})
+    arguments = ["source=meshes", f"input={tmp_path / 'meshes'}", *SMALL]
+    for name, engine in (("ray", "engine=ray"), ("one", "workers=1")):
+        done = drwr("shards import", *arguments, f"output={tmp_path / name}", engine)
+        assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / "ray") == contents(tmp_path / "one")
+    (tmp_path / "meshes/brick/box03.ply").write_bytes(b"ply rot")
+    done = drwr("shards import", *arguments, f"output={tmp_path / 'bad'}", "engine=ray")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: ") and "box03.ply: not a readable" in done.stderr
+    assert not (tmp_path / "bad").exists()
+
+
+def test_interrupted_by_hand(tmp_path: Path):
+    """Ctrl-C reaches all processes of a terminal: one line, exit code 130, and the next try goes on."""
+    make_meshes(tmp_path / "meshes", {"brick": 12})
+    arguments = ["source=meshes", f"input={tmp_path / 'meshes'}", *SMALL, f"output={tmp_path / 'out'}", "workers=2"]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            command("shards import", *arguments), cwd=REPOSITORY, stderr=log, start_new_session=True
+        )
+        journal = tmp_path / "out/.partial" / JOURNAL_NAME
+        deadline = time.monotonic() + 120
+        while not (journal.exists() and journal.read_bytes().count(b"\n") > 1) and time.monotonic() < deadline:
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGINT)
+        code = process.wait(60)
+    if code == 0:
+        pytest.skip("the import was done before it could be interrupted")
+    text = (tmp_path / "log").read_text()
+    assert code == 130 and text.splitlines()[-1] == "interrupted" and "Traceback" not in text, text
+    assert journal.exists() and not (tmp_path / "out/index.json").exists()
