@@ -5,6 +5,7 @@ For each object, every view in turn is the input image; the numbers of an object
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,14 +25,17 @@ from drwr_dist.data.sample import ObjectSample, composite
 from drwr_dist.data.stream import SampleTable, as_tensor
 from drwr_dist.errors import DataError, UsageError
 from drwr_dist.metrics import nearest_distances, silhouette_iou
-from drwr_dist.point_cloud import write_ply
+from drwr_dist.point_cloud import write_mat, write_ply
 from drwr_dist.results import print_table, write_result
 from drwr_dist.run import TrainedRun, load_run, untrained_model
 
 PREDICTIONS = "predictions"
+RELEASED_PREDICTIONS = "pred"
 
 # images [V, 3, H, W] of one object, and its category -> points [V, N, 3], object frame
 Predictor = Callable[[Tensor, str], Tensor]
+# key of an object, its predictions [V, N, 3]
+Save = Callable[[str, Tensor], None]
 
 
 @dataclass
@@ -43,6 +47,7 @@ class EvaluateOptions:
     split: str = "test"  # train | val | test
     categories: list[str] = field(default_factory=list)  # only these; empty: all
     predictions: bool = True  # write a PLY per object and input view
+    mat: bool = False  # write predictions as the released code does too: pred/<category>/<object>_pc.mat
     references: bool = True  # evaluate the untrained network and the mean shape too
 
 
@@ -60,13 +65,21 @@ def evaluate_run(run: TrainedRun, options: EvaluateOptions, console: Console) ->
         )
     table = SampleTable.select(index, options.split, options.categories)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    folder = run.path / PREDICTIONS if options.predictions else None
     predictor = network_predictor(run.model.to(device), device)
-    block = measure(predictor, table, run.config, folder, f"{options.split}: trained", console)
+    save = functools.partial(save_predictions, run.path, options)
+    block = measure(predictor, table, run.config, save, f"{options.split}: trained", console)
     if options.references:
         block["references"] = references(run, table, options, console, device)
     write_result(run.path, options.split, run.step, block)
     return block
+
+
+def save_predictions(run: Path, options: EvaluateOptions, key: str, points: Tensor) -> None:
+    """Write the predictions [V, N, 3] of one object in the formats that the options ask for."""
+    for view, cloud in enumerate(points if options.predictions else ()):
+        write_ply(run / PREDICTIONS / f"{key}.{view:02d}.ply", cloud.numpy())
+    if options.mat:
+        write_mat(run / RELEASED_PREDICTIONS / f"{key}_pc.mat", points.numpy())
 
 
 def network_predictor(model: torch.nn.Module, device: torch.device) -> Predictor:
@@ -122,7 +135,7 @@ def mean_shapes(table: SampleTable, points: int, seed: int) -> dict[str, Tensor]
 
 
 def measure(
-    predictor: Predictor, table: SampleTable, config: TrainConfig, folder: Path | None, title: str, console: Console
+    predictor: Predictor, table: SampleTable, config: TrainConfig, save: Save | None, title: str, console: Console
 ) -> dict[str, Any]:
     """Run a predictor on every object and view of `table` and average what it scores.
 
@@ -130,7 +143,7 @@ def measure(
         predictor: images of one object to points.
         table: the objects.
         config: for the background colour.
-        folder: where `<category>/<object>.<view>.ply` are written; None writes nothing.
+        save: writes an object's predictions; None writes nothing.
         title: of the progress bar.
         console: where the bar is drawn.
     """
@@ -145,9 +158,8 @@ def measure(
         points = predictor(torch.stack([as_tensor(image) for image in images]), sample.key.split("/")[0])
         if not torch.isfinite(points).all():
             raise DataError(f"{sample.key}: the network's prediction is not finite")
-        if folder:
-            for view, cloud in enumerate(points):
-                write_ply(folder / f"{sample.key}.{view:02d}.ply", cloud.numpy())
+        if save:
+            save(sample.key, points)
         objects[sample.key] = object_metrics(points, sample)
     return summarise(objects, table.index.views)
 

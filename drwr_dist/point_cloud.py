@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
+import scipy.io
 from numpy.typing import NDArray
 
 from drwr_dist.errors import DataError
@@ -34,6 +36,14 @@ def read_ply(path: Path) -> NDArray[np.float32]:
     if not found or b"binary_little_endian" not in header or len(body) != 12 * count:
         raise DataError(f"{path}: not a point cloud of this project (binary PLY of {count} vertices)")
     return np.frombuffer(body, dtype="<f4").reshape(-1, 3).astype(np.float32)
+
+
+def write_mat(path: Path, points: NDArray[np.floating]) -> None:
+    """Write predictions [V, N, 3] of one object as the released code does: float32 `points` of a MATLAB 5 file."""
+    content = io.BytesIO()
+    # SciPy takes an open file as well; its stubs know of paths only.
+    scipy.io.savemat(content, {"points": np.asarray(points, dtype=np.float32)})  # type: ignore[arg-type]
+    _replace(path, content.getvalue())
 
 
 def write_npz(path: Path, points: NDArray[np.floating]) -> None:

@@ -18,7 +18,7 @@ RESULT_TEXT = "result.txt"
 DEFINITIONS = {
     "chamfer": {
         "definition": "mean unsquared distance from each predicted point to the nearest ground-truth point, plus the "
-        "same the other way; × 100; mean over input views",
+        "same the other way; × 100; mean over input views (what DPC reports, as its two parts)",
         "unit": "1/100 of the unit cube's side",
     },
     "chamfer_predicted_to_target": {
@@ -30,7 +30,8 @@ DEFINITIONS = {
         "unit": "1/100 of the unit cube's side",
     },
     "chamfer_best_view": {
-        "definition": "chamfer of the best input view of each object (what the released code reports)",
+        "definition": "chamfer of the best input view of each object, mean over objects (what the released code "
+        "reports, over its five views)",
         "unit": "1/100 of the unit cube's side",
     },
     "f_score_1": {
@@ -60,8 +61,19 @@ def write_result(run: Path, split: str, step: int, block: dict[str, Any]) -> Non
     text = io.StringIO()
     for name, content in result["splits"].items():
         print_table(Console(file=text, width=150), name, content)
+    text.write(released_lines(result))
     notes = [f"{name}: {entry['definition']} ({entry['unit']})" for name, entry in DEFINITIONS.items()]
     _replace(run / RESULT_TEXT, text.getvalue() + "\n" + "\n".join(notes) + "\n")
+
+
+def released_lines(result: dict[str, Any]) -> str:
+    """Return the scores in the released format `STEP: SCORE`, a run of one category each, and what they are."""
+    lines = ["as the released code writes them, STEP: SCORE, with SCORE = chamfer_best_view:"]
+    for split, block in result["splits"].items():
+        for name, row in [*block["categories"].items(), ("all", block["overall"])]:
+            if "chamfer_best_view" in row:
+                lines.append(f"{split} {name} {result['step']}: {row['chamfer_best_view']}")
+    return "\n".join(lines) + "\n"
 
 
 def print_table(console: Console, split: str, block: dict[str, Any]) -> None:

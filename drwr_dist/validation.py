@@ -101,7 +101,7 @@ def validate(config: TrainConfig) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", config.name):
         raise UsageError(f"name={config.name!r}: use letters, digits, dots, dashes and underscores (it names a folder)")
     if config.steps == 0 and config.init is None:
-        raise UsageError("steps=0: evaluates the weights of init=…, which is not given; set init or steps")
+        raise UsageError("steps=0: must be at least 1, unless init=… names weights to evaluate as they are")
     if "://" in config.storage:
         raise UsageError(f"storage={config.storage}: only folders are supported (a shared one for several nodes)")
     _, most = workers_range(config.workers)
