@@ -23,18 +23,18 @@ def silhouette_draws(images: Tensor, numbers: Tensor, jitter: bool) -> Tensor:
 
     Args:
         images: [L, G, G] in [0, 1], silhouettes.
-        numbers: [L, S, 3], uniform in [0, 1).
+        numbers: [L, S, 3], uniform in [0, 1); float64, as float32 would round some to 1.
         jitter: anywhere in the pixel, else at its centre.
 
     Returns:
-        [L, S, 2], (column, row), the centre of pixel (r, c) at (c, r). Of an empty image: any.
+        [L, S, 2], the images' dtype, (column, row), the centre of pixel (r, c) at (c, r). Of an empty image: any.
     """
     side = images.shape[-1]
     mass = images.flatten(1).double().cumsum(-1)  # float64: sums must not tie by rounding
     wanted = numbers[..., 0].double() * mass[:, -1:]
     pixel = torch.searchsorted(mass, wanted, right=True).clamp(max=side * side - 1)
-    centres = torch.stack((pixel % side, pixel // side), dim=-1).to(numbers.dtype)
-    return centres + (numbers[..., 1:] - 0.5) if jitter else centres
+    places = torch.stack((pixel % side, pixel // side), dim=-1).double()
+    return (places + (numbers[..., 1:] - 0.5) if jitter else places).to(images.dtype)
 
 
 def chamfer_2d(coordinates: Tensor, valid: Tensor, targets: Tensor) -> Tensor:

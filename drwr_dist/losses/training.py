@@ -88,7 +88,7 @@ def training_loss(
     if active:
         numbers = None
         if "chamfer_2d" in active:
-            numbers = uniform_numbers(keys, masks.shape[1], config.chamfer_2d_draws, seed, step).to(points)
+            numbers = uniform_numbers(keys, masks.shape[1], config.chamfer_2d_draws, seed, step).to(points.device)
         per_view = _other_terms(points, world_to_camera, masks, focal_length, config, scale, numbers)
         for name in active:
             terms[name] = mean_over_views(per_view[name].view(masks.shape[:2]), view_mask)
