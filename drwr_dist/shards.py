@@ -8,16 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
-import numpy as np
-from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from drwr_dist.cli import load_options, run_verb
-from drwr_dist.data.index import SPLITS, DatasetIndex, load_index, read_sample
+from drwr_dist.data.index import DatasetIndex, load_index
+from drwr_dist.data.inspection import print_summary, write_page, write_sheet
 from drwr_dist.data.journal import input_fingerprint
-from drwr_dist.data.sample import MAX_SIDE, decode_sample, split_members
+from drwr_dist.data.sample import MAX_SIDE
 from drwr_dist.data.verify import verify_dataset
 from drwr_dist.data.writer import EncodedSample, ShardLimits, open_journal, write_dataset
 from drwr_dist.errors import DataError, UsageError
@@ -74,11 +72,12 @@ class VerifyOptions:
 
 @dataclass
 class InspectOptions:
-    """Print what a dataset holds, and draw it as a contact sheet."""
+    """Print what a dataset holds, and draw it as a contact sheet or a page."""
 
     data: str = "???"  # folder or URL
     sheet: str | None = None  # PNG to write: the first views of some objects
-    rows: int = 16  # objects on the sheet, spread over the dataset
+    page: str | None = None  # HTML to write: views and turnable ground truth of some objects; needs no network
+    rows: int = 16  # objects on the sheet and the page, at most, spread over the dataset
 
 
 Advance = Callable[[str, int], None]  # (what was done, how many are to be done)
@@ -295,61 +294,21 @@ def _progress(console: Console) -> Iterator[Callable[[str, int], None]]:
             bar.stop()
 
 
-def summary_table(index: DatasetIndex) -> Table:
-    """Return a table of categories, splits and counts."""
-    table = Table()
-    table.add_column("category")
-    for split in SPLITS:
-        table.add_column(split, justify="right")
-    for category, counts in sorted(index.categories.items()):
-        table.add_row(category, *(str(counts.get(split, 0)) for split in SPLITS))
-    totals = [sum(shard.nsamples for _, shard in index.split(split)) for split in SPLITS]
-    table.add_section()
-    table.add_row("all", *map(str, totals))
-    return table
-
-
-def _print_summary(index: DatasetIndex, console: Console) -> None:
-    side = index.image_size
-    console.print(f"{index.name}: {index.views} views of {side} × {side} pixels per object", markup=False)
-    console.print(summary_table(index))
-    size = sum(shard.filesize for shard in index.shards)
-    console.print(f"{len(index.shards)} shards, {size / 2**20:.1f} MiB; focal length {index.focal_length:g}")
-    for what, counts in (("licences", index.licences), ("sources", index.sources)):
-        console.print(
-            f"{what}: " + ", ".join(f"{name} ({count})" for name, count in counts.items()), markup=False, soft_wrap=True
-        )
-
-
-def write_sheet(index: DatasetIndex, path: str, rows: int, views: int = 8) -> None:
-    """Draw objects, spread evenly over the dataset, as a PNG: an object per row, a view per column, on white."""
-    places = sorted((key, number, position) for split in SPLITS for number, position, key in index.select(split))
-    chosen = places[:: max(1, len(places) // max(1, rows))][: max(1, rows)]
-    strips = []
-    for key, number, position in chosen:
-        members = split_members(read_sample(index, number, position), key=key)
-        shown = list(range(min(views, index.views)))
-        sample = decode_sample(members, key=key, shard=index.shards[number].url, views=shown, background=1.0)
-        strips.append(np.concatenate(list(sample.images), axis=1))
-    try:
-        Image.fromarray(np.concatenate(strips, axis=0)).save(path)
-    except (OSError, ValueError) as error:
-        raise UsageError(f"sheet={path}: {error}") from error
-
-
 def _import(arguments: Sequence[str]) -> int:
     options = load_options(ImportOptions, arguments, verb="shards import", with_file=False)
     index = import_dataset(options, Console(stderr=True))
-    _print_summary(index, Console())
+    print_summary(index, Console())
     return 0
 
 
 def _inspect(arguments: Sequence[str]) -> int:
     options = load_options(InspectOptions, arguments, verb="shards inspect", with_file=False)
     index = load_index(options.data)
-    _print_summary(index, Console())
+    print_summary(index, Console())
     if options.sheet:
         write_sheet(index, options.sheet, options.rows)
+    if options.page:
+        write_page(index, options.page, options.rows)
     return 0
 
 

@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+import base64
+import io
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
-from shard_tools import make_balls
+from shard_tools import RADIUS, encoded, make_balls, make_sample, write_samples
 from toy import drwr, make_meshes
 
 from drwr_dist.cli import run_verb
@@ -100,6 +104,36 @@ def test_inspect(shards: Shards, tmp_path: Path):
     code, _, error = shards("inspect", f"data={tmp_path}", "sheet=/nowhere/sheet.png")
     assert code == 2 and "sheet=/nowhere/sheet.png" in error
     assert Image.open(tmp_path / "sheet.png").size == (3 * 32, 4 * 32)
+
+
+def test_inspect_page(shards: Shards, tmp_path: Path):
+    """Self-contained: every view and the ground truth are in the file, and nothing is fetched from elsewhere."""
+    index = make_balls(tmp_path)
+    code, _, error = shards("inspect", f"data={tmp_path}", f"page={tmp_path / 'page.html'}", "rows=4")
+    assert code == 0, error
+    text = (tmp_path / "page.html").read_text()
+    keys = re.findall(r"<h2>(\S+) <small>(\w+)", text)
+    assert len(keys) == 4 and all((key, split) in keys for key, split in keys)
+    assert {key for key, _ in keys} <= {key for shard in index.shards for key in shard.keys}
+    views = re.findall(r'src="data:image/png;base64,([^"]+)"', text)
+    assert len(views) == 4 * 3
+    assert Image.open(io.BytesIO(base64.b64decode(views[0]))).size == (32, 32)
+    clouds = re.findall(r'data-points="([^"]+)"', text)
+    points = np.frombuffer(base64.b64decode(clouds[0]), "<i2").reshape(-1, 3) / 32767
+    assert len(clouds) == 4 and np.allclose(np.linalg.norm(points, axis=1), RADIUS, atol=1e-3)
+    assert not re.search(r"""(src|href)=["'](?!data:)|https?:|@import|url\(""", text)
+    code, _, error = shards("inspect", f"data={tmp_path}", "page=/nowhere/page.html")
+    assert code == 2 and "page=/nowhere/page.html" in error
+
+
+def test_what_a_page_shows_is_text(shards: Shards, tmp_path: Path):
+    sample = make_sample("ball/a", points=False)
+    sample.meta["author"] = "<script>alert(1)</script>"
+    write_samples(tmp_path, [encoded(sample)], name="<b>")
+    assert shards("inspect", f"data={tmp_path}", f"page={tmp_path / 'page.html'}")[0] == 0
+    text = (tmp_path / "page.html").read_text()
+    assert "&lt;script&gt;alert(1)" in text and "<script>alert" not in text and "<b>" not in text
+    assert "no ground truth" in text
 
 
 def test_an_existing_dataset_is_not_replaced(shards: Shards, tmp_path: Path):
