@@ -17,6 +17,7 @@ TAGS = {
     "loss": "loss/total",
     "unary": "loss/unary",
     "repulsion": "loss/repulsion",
+    "coverage": "loss/coverage",
     "volumetric": "loss/volumetric",
     "sum": "loss/sum",
     "entropy": "loss/entropy",

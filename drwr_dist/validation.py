@@ -93,6 +93,13 @@ def validate(config: TrainConfig) -> None:
         value = _value(config, key)
         if not passes(value):
             raise UsageError(f"{key}={value}: must be {requirement}")
+    weights = ["unary", "repulsion", "volumetric", "sum", "entropy", "chamfer_2d"]
+    weights += ["coverage"] if config.loss.semantics == "default" else []
+    if not any(getattr(config.loss, f"{name}_weight") for name in weights):
+        raise UsageError(
+            f"loss.unary_weight={config.loss.unary_weight}: every weight of the loss is 0 under loss.semantics="
+            f"{config.loss.semantics}; set one of {', '.join(f'loss.{name}_weight' for name in weights)}"
+        )
     if config.model.scale_head and not config.loss.volumetric_weight:
         raise UsageError(
             "model.scale_head=true: nothing would train it, the volumetric loss alone reads it; set "

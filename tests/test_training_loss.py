@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 from drwr_dist.camera import project, world_to_camera_from_position
-from drwr_dist.config import LossConfig
+from drwr_dist.config import LossConfig, ModelConfig, TrainConfig
 from drwr_dist.engine import schedule
+from drwr_dist.errors import UsageError
 from drwr_dist.losses import drwr_loss
 from drwr_dist.losses.draws import kept_points
-from drwr_dist.losses.training import OTHER_TERMS, active_terms, training_loss
+from drwr_dist.losses.training import OTHER_TERMS, Views, active_terms, training_loss
 from drwr_dist.losses.volumetric import volumetric
+from drwr_dist.validation import validate
 
 F64 = torch.float64
 BOTH = pytest.mark.parametrize("semantics", ["default", "released"])
@@ -41,11 +43,12 @@ KEYS = ["chair/a", "chair/b"]
 def test_without_other_terms_it_is_the_drwr_loss(semantics: str) -> None:
     points, cameras, masks = scene()
     plain = drwr_loss(points, cameras, masks, grid=16, config=config(semantics), semantics=semantics)
-    result = training_loss(points, cameras, masks, None, config(semantics))
+    result = training_loss(points, Views(cameras, masks), config(semantics))
     torch.testing.assert_close(result.total, plain.total)
     torch.testing.assert_close(result.terms["unary"], plain.unary)
     torch.testing.assert_close(result.terms["repulsion"], plain.repulsion)
-    assert set(result.terms) == {"unary", "repulsion"}
+    covers = {"coverage"} if semantics == "default" else set()
+    assert set(result.terms) == {"unary", "repulsion"} | covers
 
 
 @BOTH
@@ -54,11 +57,11 @@ def test_each_term_enters_with_its_weight(semantics: str, name: str) -> None:
     points, cameras, masks = scene()
     nothing = {"unary_weight": 0.0, "repulsion_weight": 0.0, "coverage_weight": 0.0}
     alone = training_loss(
-        points, cameras, masks, None, config(semantics, **nothing, **{OTHER_TERMS[name]: 2.5}), keys=KEYS
+        points, Views(cameras, masks), config(semantics, **nothing, **{OTHER_TERMS[name]: 2.5}), keys=KEYS
     )
     assert list(alone.terms) == [name] and alone.terms[name] != 0
     torch.testing.assert_close(alone.total, 2.5 * alone.terms[name])
-    everything = training_loss(points, cameras, masks, None, config(semantics, **ALL), keys=KEYS)
+    everything = training_loss(points, Views(cameras, masks), config(semantics, **ALL), keys=KEYS)
     torch.testing.assert_close(everything.terms[name], alone.terms[name])
     drwr = drwr_loss(points, cameras, masks, grid=16, config=config(semantics), semantics=semantics).total
     total = drwr + sum(ALL[key] * everything.terms[term] for term, key in OTHER_TERMS.items())
@@ -70,7 +73,7 @@ def test_the_terms_that_are_reported_are_known_before() -> None:
     for weights in ({}, {"sum_weight": 1.0}, {**ALL, "unary_weight": 0.0, "repulsion_weight": 0.0}):
         for semantics in ("default", "released"):
             loss = config(semantics, **weights)
-            assert active_terms(loss) == list(training_loss(points, cameras, masks, None, loss, keys=KEYS).terms)
+            assert active_terms(loss) == list(training_loss(points, Views(cameras, masks), loss, keys=KEYS).terms)
 
 
 @BOTH
@@ -80,7 +83,7 @@ def test_the_cameras_depth_is_about_the_centre_of_the_cube(semantics: str) -> No
     cameras[..., 2, 3] = 2.6
     weights = {"unary_weight": 0.0, "repulsion_weight": 0.0, "coverage_weight": 0.0, "volumetric_weight": 1.0}
     scale = torch.tensor([0.7], dtype=F64)
-    result = training_loss(points, cameras, masks, None, config(semantics, **weights), scale=scale)
+    result = training_loss(points, Views(cameras, masks), config(semantics, **weights), scale=scale)
     xy, depth = project(points[:, None], cameras)
     expected = volumetric(xy[0], depth[0] - 2.6, masks[0], scale.expand(2), 16, 1.0, 21, semantics)
     torch.testing.assert_close(result.total, expected.mean())
@@ -95,13 +98,13 @@ def test_an_object_with_fewer_views_counts_as_it_does_alone(semantics: str) -> N
     loss = config(semantics, **ALL)
     scale = torch.tensor([0.6, 0.9], dtype=F64, requires_grad=True)
     points.requires_grad_()
-    together = training_loss(points, cameras, masks, None, loss, view_mask=present, scale=scale, keys=KEYS)
+    together = training_loss(points, Views(cameras, masks, present=present), loss, scale=scale, keys=KEYS)
     gradients = torch.autograd.grad(together.total, (points, scale))
     total: Tensor = torch.zeros((), dtype=F64)
     for row, views in ((0, 3), (1, 5)):
         part = slice(row, row + 1)
         alone = training_loss(
-            points[part], cameras[part, :views], masks[part, :views], None, loss, scale=scale[part], keys=KEYS[part]
+            points[part], Views(cameras[part, :views], masks[part, :views]), loss, scale=scale[part], keys=KEYS[part]
         )
         total = total + alone.total / 2
     torch.testing.assert_close(together.total, total)
@@ -124,11 +127,11 @@ def test_drwr_loss_with_a_view_mask() -> None:
 def test_dropped_points_are_as_if_not_there() -> None:
     points, cameras, masks = scene()
     loss = config(**ALL, keep_points=0.4)
-    result = training_loss(points, cameras, masks, None, loss, keys=KEYS, seed=2, step=7)
+    result = training_loss(points, Views(cameras, masks), loss, keys=KEYS, seed=2, step=7)
     kept = points[:, kept_points(20, 0.4, 2, 7)]
-    expected = training_loss(kept, cameras, masks, None, config(**ALL), keys=KEYS, seed=2, step=7)
+    expected = training_loss(kept, Views(cameras, masks), config(**ALL), keys=KEYS, seed=2, step=7)
     torch.testing.assert_close(result.total, expected.total)
-    other = training_loss(points, cameras, masks, None, loss, keys=KEYS, seed=2, step=8)
+    other = training_loss(points, Views(cameras, masks), loss, keys=KEYS, seed=2, step=8)
     assert not torch.isclose(result.total, other.total)
 
 
@@ -137,7 +140,7 @@ def test_a_coordinate_that_is_not_finite_makes_the_total_nan() -> None:
     points[0, 3, 1] = math.inf
     weights = {"unary_weight": 0.0, "repulsion_weight": 0.0, "coverage_weight": 0.0}
     for name in OTHER_TERMS.values():
-        assert training_loss(points, cameras, masks, None, config(**weights, **{name: 1.0}), keys=KEYS).total.isnan()
+        assert training_loss(points, Views(cameras, masks), config(**weights, **{name: 1.0}), keys=KEYS).total.isnan()
 
 
 def test_schedules() -> None:
@@ -148,3 +151,18 @@ def test_schedules() -> None:
     assert (last.volumetric_sigma, last.keep_points) == pytest.approx((0.2, 1.0))
     assert first.repulsion_weight == LossConfig().repulsion_weight
     assert last.repulsion_weight == pytest.approx(LossConfig().repulsion_weight_end)
+
+
+@pytest.mark.parametrize(
+    ("loss", "named"),
+    [
+        ({"semantics": "released", "unary_weight": 0.0, "repulsion_weight": 0.0}, "every weight of the loss is 0"),
+        ({"volumetric_kernel": 4}, "loss.volumetric_kernel=4: must be odd"),
+        ({"keep_points": 0.0}, "loss.keep_points"),
+    ],
+)
+def test_impossible_objectives_are_refused(loss: dict[str, float], named: str) -> None:
+    with pytest.raises(UsageError, match=named):
+        validate(TrainConfig(loss=LossConfig(**loss)))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="nothing would train it"):
+        validate(TrainConfig(model=ModelConfig(scale_head=True)))

@@ -23,7 +23,8 @@ class Tally:
     loss: float = 0.0  # sum over these objects of the weighted loss
     unary: float = 0.0  # sum of the unweighted unary terms
     repulsion: float = 0.0  # sum of the unweighted repulsion terms
-    volumetric: float = 0.0  # as these two, for the released code's other terms
+    coverage: float = 0.0  # as these two
+    volumetric: float = 0.0  # and so for the released code's other terms
     sum: float = 0.0
     entropy: float = 0.0
     chamfer_2d: float = 0.0

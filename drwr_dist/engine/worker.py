@@ -26,7 +26,7 @@ from drwr_dist.engine.board import Courier
 from drwr_dist.engine.stragglers import Stragglers
 from drwr_dist.errors import TrainingError
 from drwr_dist.initial_weights import initial_weights
-from drwr_dist.losses.training import TrainingLoss, active_terms, training_loss
+from drwr_dist.losses.training import TrainingLoss, Views, active_terms, training_loss
 from drwr_dist.model import AllHeads, Prediction, build_model
 from drwr_dist.monitor import Monitor
 
@@ -251,18 +251,9 @@ class Worker:
 
 def objective(prediction: Prediction, batch: Batch, config: LossConfig, seed: int = 0, step: int = 0) -> TrainingLoss:
     """Evaluate the loss of a batch: predictions against its silhouettes."""
+    views = Views(batch.world_to_camera, batch.masks, batch.smooth, batch.focal_length, batch.view_mask)
     return training_loss(
-        prediction.points,
-        batch.world_to_camera,
-        batch.masks,
-        batch.smooth,
-        config,
-        focal_length=batch.focal_length,
-        view_mask=batch.view_mask,
-        scale=prediction.scale,
-        keys=batch.keys,
-        seed=seed,
-        step=step,
+        prediction.points, views, config, scale=prediction.scale, keys=batch.keys, seed=seed, step=step
     )
 
 

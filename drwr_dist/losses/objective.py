@@ -95,22 +95,36 @@ def drwr_loss(
     _check(points, world_to_camera, masks, smooth, grid, semantics)
     if config is None:
         config = LossConfig.released() if semantics == "released" else LossConfig()
+    terms = terms_per_view(points, world_to_camera, masks, smooth, focal_length, grid, config, semantics, method)
+    unary, pairwise, covered = (mean_over_views(term, view_mask) for term in terms)
+    total = config.unary_weight * unary + config.repulsion_weight * pairwise
+    if semantics == "default":
+        total = total + config.coverage_weight * covered
+    return DrwrLoss(total, unary, pairwise)
+
+
+def terms_per_view(
+    points: Tensor,
+    world_to_camera: Tensor,
+    masks: Tensor,
+    smooth: Tensor | None,
+    focal_length: float | Tensor,
+    grid: int,
+    config: LossConfig,
+    semantics: str,
+    method: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return unary, repulsion and coverage of each view [B, V], unweighted. Arguments as `drwr_loss`, unchecked."""
     if points.dtype in (torch.float16, torch.bfloat16):
         points = points.float()
     if smooth is None:
         smooth = smooth_silhouette(masks.to(points.dtype))
     shape = masks.shape[:2]
     masks, smooth = masks.to(points.dtype).flatten(0, 1), smooth.to(points.dtype).flatten(0, 1)
-
     xy, _ = project(points[:, None], world_to_camera, focal_length)
-    xy = xy.flatten(0, 1)  # [L, N, 2], L = B · V
-    terms = _per_view(xy, masks, smooth, grid, config, semantics, method)
+    unary, pairwise, covered = _per_view(xy.flatten(0, 1), masks, smooth, grid, config, semantics, method)
     broken = torch.where(points.isfinite().all(), 0.0, torch.nan)
-    unary, pairwise, covered = (mean_over_views(term.view(shape), view_mask) + broken for term in terms)
-    total = config.unary_weight * unary + config.repulsion_weight * pairwise
-    if semantics == "default":
-        total = total + config.coverage_weight * covered
-    return DrwrLoss(total, unary, pairwise)
+    return unary.view(shape) + broken, pairwise.view(shape) + broken, covered.view(shape) + broken
 
 
 def count_left_out(points: Tensor, world_to_camera: Tensor, focal_length: float | Tensor = FOCAL_LENGTH) -> Tensor:

@@ -13,7 +13,7 @@ from drwr_dist.config import LossConfig
 from drwr_dist.losses import sampling
 from drwr_dist.losses.chamfer_2d import chamfer_2d, silhouette_draws
 from drwr_dist.losses.draws import kept_points, uniform_numbers
-from drwr_dist.losses.objective import drwr_loss
+from drwr_dist.losses.objective import terms_per_view
 from drwr_dist.losses.spread import spread
 from drwr_dist.losses.views import mean_over_views
 from drwr_dist.losses.volumetric import volumetric
@@ -34,15 +34,22 @@ class TrainingLoss(NamedTuple):
     terms: dict[str, Tensor]  # unweighted; those in use
 
 
+class Views(NamedTuple):
+    """What judges the points of a batch: V views of each of B objects."""
+
+    world_to_camera: Tensor  # [B, V, 4, 4]
+    masks: Tensor  # [B, V, H, H] in [0, 1]
+    smooth: Tensor | None = None  # [B, V, H, H], smooth silhouettes; None computes them
+    focal_length: float | Tensor = FOCAL_LENGTH  # widths of the frame, a number or [B, V]
+    present: Tensor | None = None  # [B, V], True where there is a view; None: everywhere
+    copies: int = 1  # so many neighbouring views are the same one, under cameras to choose from
+
+
 def training_loss(
     points: Tensor,  # [B, N, 3]
-    world_to_camera: Tensor,  # [B, V, 4, 4]
-    masks: Tensor,  # [B, V, H, H]
-    smooth: Tensor | None,  # [B, V, H, H]
+    views: Views,
     config: LossConfig,
     *,
-    focal_length: float | Tensor = FOCAL_LENGTH,
-    view_mask: Tensor | None = None,  # [B, V]
     scale: Tensor | None = None,  # [B]
     keys: Sequence[str] = (),
     seed: int = 0,
@@ -52,12 +59,8 @@ def training_loss(
 
     Args:
         points: [B, N, 3], object frame.
-        world_to_camera: [B, V, 4, 4].
-        masks: [B, V, H, H] in [0, 1].
-        smooth: [B, V, H, H], smooth silhouettes; None computes them.
+        views: cameras and silhouettes.
         config: weights and constants of this step (schedules are the caller's).
-        focal_length: widths of the frame, a number or [B, V].
-        view_mask: [B, V], True where there is a view; None: everywhere.
         scale: [B], factor of the occupancies in the volumetric term; None: 1.
         keys: [B], what the objects are called: with seed and step they decide what is drawn in the silhouettes.
         seed: of the run.
@@ -66,64 +69,75 @@ def training_loss(
     Raises:
         ValueError: a shape does not fit.
     """
-    terms: dict[str, Tensor] = {}
-    total = torch.where(points.isfinite().all(), 0.0, torch.nan).to(points.dtype)
-    if config.keep_points < 1:
-        points = points[:, kept_points(points.shape[1], config.keep_points, seed, step).to(points.device)]
-    if _drwr_is_in_use(config):
-        loss = drwr_loss(
-            points,
-            world_to_camera,
-            masks,
-            smooth,
-            focal_length=focal_length,
-            grid=config.grid,
-            config=config,
-            semantics=config.semantics,
-            method=config.method,
-            view_mask=view_mask,
-        )
-        total, terms = total + loss.total, {"unary": loss.unary, "repulsion": loss.repulsion}
-    active = [name for name in active_terms(config) if name in OTHER_TERMS]
-    if active:
-        numbers = None
-        if "chamfer_2d" in active:
-            numbers = uniform_numbers(keys, masks.shape[1], config.chamfer_2d_draws, seed, step).to(points.device)
-        per_view = _other_terms(points, world_to_camera, masks, focal_length, config, scale, numbers)
-        for name in active:
-            terms[name] = mean_over_views(per_view[name].view(masks.shape[:2]), view_mask)
-            total = total + getattr(config, OTHER_TERMS[name]) * terms[name]
-    return TrainingLoss(total, terms)
+    per_view = weighted_terms(points, views, config, scale=scale, keys=keys, seed=seed, step=step)
+    terms = {name: mean_over_views(term, views.present) for name, term in per_view.items()}
+    return TrainingLoss(combine(terms, config), terms)
+
+
+def combine(terms: dict[str, Tensor], config: LossConfig) -> Tensor:
+    """Return the sum of terms times their weights."""
+    weighted = [getattr(config, weight_key(name)) * term for name, term in terms.items()]
+    return torch.stack(weighted).sum(0)
+
+
+def weight_key(name: str) -> str:
+    """Return the key of a term's weight."""
+    return OTHER_TERMS.get(name, f"{name}_weight")
 
 
 def active_terms(config: LossConfig) -> list[str]:
-    """Return the names of the terms that `training_loss` reports under this configuration."""
-    drwr = ["unary", "repulsion"] if _drwr_is_in_use(config) else []
-    return drwr + [name for name, key in OTHER_TERMS.items() if getattr(config, key) > 0]
+    """Return the names of the terms that are evaluated and reported under this configuration."""
+    covers = ["coverage"] if config.semantics == "default" and config.coverage_weight > 0 else []
+    drwr = ["unary", "repulsion", *covers]
+    in_use = drwr if covers or config.unary_weight > 0 or config.repulsion_weight > 0 else []
+    return in_use + [name for name, key in OTHER_TERMS.items() if getattr(config, key) > 0]
 
 
-def _drwr_is_in_use(config: LossConfig) -> bool:
-    covers = config.semantics == "default" and config.coverage_weight > 0
-    return config.unary_weight > 0 or config.repulsion_weight > 0 or covers
+def weighted_terms(
+    points: Tensor,
+    views: Views,
+    config: LossConfig,
+    *,
+    scale: Tensor | None = None,
+    keys: Sequence[str] = (),
+    seed: int = 0,
+    step: int = 0,
+) -> dict[str, Tensor]:
+    """Return each term in use, unweighted, per view [B, V]. Arguments as `training_loss`."""
+    broken = torch.where(points.isfinite().all(), 0.0, torch.nan).to(points.dtype)
+    if config.keep_points < 1:
+        points = points[:, kept_points(points.shape[1], config.keep_points, seed, step).to(points.device)]
+    names = active_terms(config)
+    terms: dict[str, Tensor] = {}
+    if "unary" in names:
+        shared = (views.world_to_camera, views.masks, views.smooth, views.focal_length)
+        found = terms_per_view(points, *shared, config.grid, config, config.semantics, config.method)
+        terms |= zip(("unary", "repulsion", "coverage"), found, strict=True)
+    if any(name in OTHER_TERMS for name in names):
+        numbers = None
+        if "chamfer_2d" in names:
+            places = views.masks.shape[1] // views.copies
+            drawn = uniform_numbers(keys, places, config.chamfer_2d_draws, seed, step)
+            numbers = drawn.repeat_interleave(views.copies, 1).to(points.device)
+        terms |= _other_terms(points, views, config, scale, numbers)
+    return {name: terms[name] + broken for name in names}
 
 
 def _other_terms(
     points: Tensor,
-    world_to_camera: Tensor,
-    masks: Tensor,
-    focal_length: float | Tensor,
+    views: Views,
     config: LossConfig,
     scale: Tensor | None,
     numbers: Tensor | None,  # [B, V, S, 3]
 ) -> dict[str, Tensor]:
-    """Return each of the other terms in use per view [L], L = B · V."""
-    xy, depth = project(points[:, None], world_to_camera, focal_length)
-    depth = (depth - world_to_camera[..., 2, 3, None].to(depth)).flatten(0, 1)
-    views, grid = masks.shape[1], config.grid
-    xy, masks = xy.flatten(0, 1), masks.to(points.dtype).flatten(0, 1)
+    """Return each of the other terms in use per view [B, V]."""
+    shape, grid = views.masks.shape[:2], config.grid
+    xy, depth = project(points[:, None], views.world_to_camera, views.focal_length)
+    depth = (depth - views.world_to_camera[..., 2, 3, None].to(depth)).flatten(0, 1)
+    xy, masks = xy.flatten(0, 1), views.masks.to(points.dtype).flatten(0, 1)
     terms = {}
     if config.volumetric_weight > 0:
-        factor = None if scale is None else scale.to(points.dtype).repeat_interleave(views)
+        factor = None if scale is None else scale.to(points.dtype).repeat_interleave(shape[1])
         blur = (config.volumetric_sigma, config.volumetric_kernel)
         terms["volumetric"] = volumetric(xy, depth, masks, factor, grid, *blur, config.semantics)
     valid = xy.isfinite().all(-1)
@@ -136,7 +150,7 @@ def _other_terms(
         targets = _targets(masks, numbers.flatten(0, 1), grid, config.semantics)
         distance = chamfer_2d(coordinates, valid, targets)
         terms["chamfer_2d"] = torch.where(masks.flatten(1).any(-1), distance, torch.zeros_like(distance))
-    return terms
+    return {name: term.view(shape) for name, term in terms.items()}
 
 
 def _pixels(xy: Tensor, masks: Tensor, grid: int, semantics: str) -> tuple[Tensor, Tensor]:
