@@ -54,7 +54,7 @@ def facts(index: DatasetIndex) -> str:
 
 def _spread(index: DatasetIndex, rows: int, views: int) -> Iterator[tuple[str, ObjectSample]]:
     """Read so many objects, spread evenly over the keys, with at most so many views on white: (split, sample)."""
-    places = sorted((key, split, *place) for split in SPLITS for *place, key in index.select(split))
+    places = sorted((key, split, number, place) for split in SPLITS for number, place, key in index.select(split))
     for key, split, number, position in places[:: max(1, -(-len(places) // max(1, rows)))]:
         shard = index.shards[number].url
         members = split_members(read_sample(index, number, position), key=key, shard=shard)

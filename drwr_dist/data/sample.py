@@ -324,12 +324,24 @@ class _MemberReader:
     def points(self) -> NDArray[np.float32]:
         member = "points.npy"
         try:
-            array = np.load(io.BytesIO(self._bytes(member)), allow_pickle=False)
+            data = self._bytes(member)
+            _check_npy_size(data)
+            array = np.load(io.BytesIO(data), allow_pickle=False)
         except (ValueError, EOFError, OSError) as error:
             raise self._fail(member, f"not a plain .npy array ({error})") from error
         if reason := points_fault(array):
             raise self._fail(member, reason)
         return np.asarray(array, dtype=np.float32)
+
+
+def _check_npy_size(data: bytes) -> None:
+    """Raise ValueError where a .npy header promises another size than follows; NumPy would reserve what it promises."""
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
+        raise ValueError(f"shape {shape} of {dtype} doesn't fit {len(data)} bytes")
 
 
 def png_fault(data: bytes, channels: int) -> str | None:

@@ -60,9 +60,9 @@ def parse_mesh(data: bytes, kind: str, limits: MeshLimits, folder: _Folder | Non
         DataError: not a mesh, too many faces, no triangles, or vertices that are not finite.
     """
     if kind == "obj":
-        mesh = parse_obj(data, None if folder is None else folder.get)
+        mesh = parse_obj(data, None if folder is None else folder.get, limits.faces)
     else:
-        mesh = _join(_parse_parts(data, kind, folder))
+        mesh = _join(_parse_parts(data, kind, folder, limits.faces))
     if len(mesh.faces) > limits.faces:
         raise DataError(f"{len(mesh.faces)} faces, more than the {limits.faces} allowed; raise max_faces")
     if mesh.faces.min() < 0 or mesh.faces.max() >= len(mesh.vertices):
@@ -80,21 +80,32 @@ def write_mesh(mesh: Mesh, path: Path) -> None:
     trimesh.Trimesh(mesh.vertices, mesh.faces, process=False, **colours).export(path)
 
 
-def _parse_parts(data: bytes, kind: str, folder: _Folder | None) -> list[Any]:
+def _parse_parts(data: bytes, kind: str, folder: _Folder | None, max_faces: int) -> list[Any]:
     """Return the triangle meshes of a file, each in the scene's frame."""
     import trimesh
 
     logging.getLogger("trimesh").setLevel(logging.CRITICAL)
     try:
         loaded = trimesh.load_scene(io.BytesIO(data), file_type=kind, resolver=folder, process=False)
+        _check_instances(loaded, max_faces)
         parts = [part for part in loaded.dump() if isinstance(part, trimesh.Trimesh) and len(part.faces)]
-    except MemoryError:
+    except DataError:
         raise
+    except MemoryError as error:
+        raise DataError(f"the .{kind} mesh needs more memory than there is") from error
     except Exception as error:  # the parsers raise nearly every kind of error on a damaged file
         raise DataError(f"not a readable .{kind} mesh ({type(error).__name__}: {error})") from error
     if not parts:
         raise DataError("the mesh has no triangles")
     return parts
+
+
+def _check_instances(scene: Any, max_faces: int) -> None:
+    """Raise DataError where a scene, each use of a part counted, has too many faces; before the parts are copied."""
+    parts = [scene.geometry[scene.graph[node][1]] for node in scene.graph.nodes_geometry]
+    faces = sum(len(getattr(part, "faces", ())) for part in parts)
+    if faces > max_faces:
+        raise DataError(f"{faces} faces, more than the {max_faces} allowed; raise max_faces")
 
 
 def _join(parts: list[Any]) -> Mesh:

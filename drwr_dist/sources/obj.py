@@ -15,16 +15,18 @@ from numpy.typing import NDArray
 from drwr_dist.errors import DataError
 from drwr_dist.sources.geometry import GREY, Mesh
 
+_MOST_TESTS = 10_000_000  # points held against ears, per polygon: some seconds
 Triangle = tuple[int, int, int]
 
 
-def parse_obj(data: bytes, read_material: Callable[[str], bytes] | None = None) -> Mesh:
+def parse_obj(data: bytes, read_material: Callable[[str], bytes] | None = None, max_faces: int = 5_000_000) -> Mesh:
     """Parse an OBJ file.
 
     Args:
         data: the whole file.
         read_material: gives the bytes of a material file by the name in `mtllib`, or raises OSError; None: every
             face is grey.
+        max_faces: refuse more triangles than this, before they are made.
 
     Returns:
         All faces as triangles, in the order of the file within each number of corners; coloured where a material
@@ -33,7 +35,7 @@ def parse_obj(data: bytes, read_material: Callable[[str], bytes] | None = None) 
     Raises:
         DataError: names the line: a number that can't be read, a face that refers to a missing vertex; or no face.
     """
-    vertices, polygons, libraries = _read_lines(data.decode("utf-8", errors="replace"))
+    vertices, polygons, libraries = _read_lines(data.decode("utf-8", errors="replace"), max_faces)
     if not polygons:
         raise DataError("the mesh has no triangles")
     positions = np.asarray(vertices, dtype=np.float64).reshape(-1, 3)
@@ -50,13 +52,13 @@ def parse_obj(data: bytes, read_material: Callable[[str], bytes] | None = None) 
 
 
 def _read_lines(
-    text: str,
+    text: str, max_faces: int
 ) -> tuple[list[list[float]], dict[int, list[tuple[list[int], str]]], list[str]]:
     """Return positions, polygons by number of corners as (indices, material), and the names of material files."""
     vertices: list[list[float]] = []
     polygons: dict[int, list[tuple[list[int], str]]] = defaultdict(list)
     libraries: list[str] = []
-    material = ""
+    material, triangles = "", 0
     for number, line in enumerate(text.replace("\\\r\n", " ").replace("\\\n", " ").split("\n"), start=1):
         head, _, rest = line.strip().partition(" ")
         try:
@@ -67,6 +69,9 @@ def _read_lines(
             elif head == "f":
                 corners = [_index(word.split("/", 1)[0], len(vertices)) for word in rest.split()]
                 corners = [corner for place, corner in enumerate(corners) if corner != corners[place - 1]]
+                triangles += max(0, len(corners) - 2)
+                if triangles > max_faces:
+                    raise ValueError(f"more than the {max_faces} faces allowed; raise max_faces")
                 if len(corners) >= 3:
                     polygons[len(corners)].append((corners, material))
             elif head == "usemtl":
@@ -126,8 +131,14 @@ def ear_clip(polygon: NDArray[np.float64]) -> Iterator[Triangle]:
     """
     flat = _flatten(polygon)
     left = list(range(len(flat)))
+    tests = _MOST_TESTS
     while len(left) > 3:
-        ear = next((place for place in range(len(left)) if _is_ear(flat, left, place)), 0)
+        ear = 0  # where there is no ear to be found, or not in a reasonable time, the corner is clipped all the same
+        for place in range(len(left) if tests > 0 else 0):
+            tests -= len(left)
+            if _is_ear(flat, left, place):
+                ear = place
+                break
         yield left[ear - 1], left[ear], left[(ear + 1) % len(left)]
         del left[ear]
     yield left[0], left[1], left[2]
