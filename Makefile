@@ -20,7 +20,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
 	touch $@
 
-demo: install  ## train on the demo shards with 2 workers, evaluate, and show the shapes (about 8 minutes on 2 cores)
+demo: install  ## train on the demo shards with 2 workers, evaluate, and show the shapes (under 8 minutes on 2 cores)
 	$(BIN)/python -m drwr_dist.train config=configs/demo.yaml
 
 test: install  ## the tests that CI runs
