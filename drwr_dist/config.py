@@ -56,6 +56,15 @@ class ModelConfig:
 
 
 @dataclass
+class PoseConfig:
+    """Where the cameras of the judging views come from."""
+
+    mode: str = "known"  # known | predict | random: the dataset's; from each view's image, as DPC; a baseline
+    candidates: int = 4  # predict: cameras proposed per view, of which the best one in hindsight is trained
+    student_weight: float = 20.0  # predict: weight of the student's distance from the best candidate
+
+
+@dataclass
 class DataConfig:
     """Which shards are streamed, and what is made of a sample."""
 
@@ -139,6 +148,7 @@ class TrainConfig:
     loader: LoaderConfig = field(default_factory=LoaderConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    pose: PoseConfig = field(default_factory=PoseConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

@@ -20,16 +20,18 @@ from torch import Tensor
 from drwr_dist.camera import project
 from drwr_dist.cli import load_options, run_verb
 from drwr_dist.config import TrainConfig
-from drwr_dist.data.index import load_index
+from drwr_dist.data.index import DatasetIndex, load_index
 from drwr_dist.data.sample import ObjectSample, composite
 from drwr_dist.data.stream import SampleTable, as_tensor
 from drwr_dist.errors import DataError, UsageError
 from drwr_dist.metrics import nearest_distances, silhouette_iou
 from drwr_dist.point_cloud import write_mat, write_ply
+from drwr_dist.poses import consensus, pose_metrics, rotations
 from drwr_dist.results import print_table, write_result
 from drwr_dist.run import TrainedRun, load_run, untrained_model
 
 PREDICTIONS = "predictions"
+ALIGNED_OBJECTS = 50  # of the training split, to find how the predicted frame lies; as DPC
 RELEASED_PREDICTIONS = "pred"
 
 # images [V, 3, H, W] of one object, and its category -> points [V, N, 3], object frame
@@ -66,12 +68,34 @@ def evaluate_run(run: TrainedRun, options: EvaluateOptions, console: Console) ->
     table = SampleTable.select(index, options.split, options.categories)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     predictor = network_predictor(run.model.to(device), device)
+    poses = None
+    if run.config.pose.mode != "known":
+        alignment = predicted_frame(run, index, device)
+        predictor = aligned(predictor, alignment)
+        poses = pose_metrics(*rotations(run, table, device), alignment)
     save = functools.partial(save_predictions, run.path, options)
     block = measure(predictor, table, run.config, save, f"{options.split}: trained", console)
+    if poses is not None:
+        block["poses"] = poses
     if options.references:
         block["references"] = references(run, table, options, console, device)
     write_result(run.path, options.split, run.step, block)
     return block
+
+
+def predicted_frame(run: TrainedRun, index: DatasetIndex, device: torch.device) -> Tensor:
+    """Return the rotation [3, 3] from the frame that the network chose to the object frame.
+
+    Found on the training split, so that what is evaluated has no say in it.
+    """
+    training = SampleTable.select(index, run.config.data.split, run.config.data.categories)
+    known, believed = rotations(run, training, device, limit=ALIGNED_OBJECTS)
+    return consensus(known.mT @ believed)
+
+
+def aligned(predictor: Predictor, alignment: Tensor) -> Predictor:
+    """Wrap a predictor whose points are to be rotated by [3, 3]."""
+    return lambda images, category: predictor(images, category) @ alignment.mT.float()
 
 
 def save_predictions(run: Path, options: EvaluateOptions, key: str, points: Tensor) -> None:

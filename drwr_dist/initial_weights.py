@@ -12,7 +12,7 @@ from torch import Tensor
 from drwr_dist.config import TrainConfig
 from drwr_dist.engine import checkpoint
 from drwr_dist.errors import DataError, UsageError
-from drwr_dist.model import HALVINGS, build_model, tensorflow_name
+from drwr_dist.model import HALVINGS, build_network, tensorflow_name
 from drwr_dist.tf_checkpoint import Checkpoint, open_checkpoint
 
 TF_PREFIX = "tf_checkpoint:"
@@ -38,7 +38,7 @@ def initial_weights(init: str, config: TrainConfig, image_size: int) -> dict[str
         TrainingError: every checkpoint of the run is damaged.
     """
     with torch.device("meta"):
-        wanted = {name: tuple(value.shape) for name, value in build_model(config.model, image_size).named_parameters()}
+        wanted = {name: tuple(value.shape) for name, value in build_network(config, image_size).named_parameters()}
     is_tensorflow = init.startswith(TF_PREFIX)
     found = _of_tensorflow(init, wanted) if is_tensorflow else _of_run(init, wanted)
     for name, shape in wanted.items():

@@ -14,20 +14,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, pad
 
-from drwr_dist.config import ModelConfig
+from drwr_dist.config import ModelConfig, TrainConfig
 from drwr_dist.errors import UsageError
 
 LEAK = 0.2  # slope of the leaky ReLU below 0
 SCALE_STD = 0.025  # of the weights of the occupancies' scale at the start
+POSE_WIDTH = 32  # of the layers that turn features into a quaternion
 HALVINGS = 5  # of the image's side, down to the features that are flattened
 
 
-def build_model(config: ModelConfig, image_size: int) -> PointNetwork:
+def build_network(config: TrainConfig, image_size: int) -> PointNetwork:
+    """Build the network of a run: with pose heads, where it is to predict its cameras. As `build_model`."""
+    return build_model(config.model, image_size, config.pose.candidates if config.pose.mode == "predict" else 0)
+
+
+def build_model(config: ModelConfig, image_size: int, pose_candidates: int = 0) -> PointNetwork:
     """Build the network that the configuration asks for, freshly initialised from torch's global seed.
 
     Args:
         config: architecture and its sizes.
         image_size: pixels, the side of the square images; a multiple of 32.
+        pose_candidates: cameras proposed per image; 0: no pose heads.
 
     Returns:
         A module from images [B, 3, H, W] in [0, 1] to points [B, N, 3].
@@ -42,18 +49,24 @@ def build_model(config: ModelConfig, image_size: int) -> PointNetwork:
             raise UsageError(f"model.{key} must be at least 1, got {getattr(config, key)}")
     if image_size < 1 or image_size % 2**HALVINGS:
         raise UsageError(f"the image size must be a multiple of {2**HALVINGS}, got {image_size}")
-    return PointNetwork(config, image_size)
+    return PointNetwork(config, image_size, pose_candidates)
 
 
 class Prediction(NamedTuple):
     """What the network makes of images."""
 
     points: Tensor  # [B, N, 3] in [-0.5, 0.5]³
-    scale: Tensor | None  # [B] in [0, 1], factor of the occupancies; None without its head
+    scale: Tensor | None = None  # [B] in [0, 1], factor of the occupancies; None without its head
+    candidates: Tensor | None = None  # [B, V, K, 4], quaternions of the cameras proposed for V images of each object
+    student: Tensor | None = None  # [B, V, 4], the camera that is believed
 
     def select(self, rows: slice) -> Prediction:
         """Return the predictions of some images."""
-        return Prediction(self.points[rows], None if self.scale is None else self.scale[rows])
+        return Prediction(**{name: part[rows] for name, part in self._asdict().items() if part is not None})
+
+    def to(self, dtype: torch.dtype) -> Prediction:
+        """Return everything as numbers of `dtype`."""
+        return Prediction(**{name: part.to(dtype) for name, part in self._asdict().items() if part is not None})
 
     def nothing(self) -> Tensor:
         """Return 0 with a path to every parameter, along which nothing flows."""
@@ -63,11 +76,12 @@ class Prediction(NamedTuple):
 class PointNetwork(nn.Module):
     """Encoder and decoder in sequence."""
 
-    def __init__(self, config: ModelConfig, image_size: int) -> None:
+    def __init__(self, config: ModelConfig, image_size: int, pose_candidates: int = 0) -> None:
         super().__init__()
         self.image_size = image_size
         self.encoder = Encoder(config.channels, config.hidden, image_size)
         self.decoder = Decoder(config.hidden, config.points, config.decoder_std, config.scale_head)
+        self.pose = PoseHeads(config.hidden, pose_candidates) if pose_candidates else None
 
     def forward(self, images: Tensor) -> Tensor:
         """Return points [B, N, 3] in [-0.5, 0.5]³ for images [B, 3, H, W] in [0, 1].
@@ -77,13 +91,36 @@ class PointNetwork(nn.Module):
         """
         return self.predict(images).points
 
-    def predict(self, images: Tensor) -> Prediction:
-        """Return all that the network says of images [B, 3, H, W] in [0, 1]; raises as `forward`."""
+    def predict(self, images: Tensor, view_images: Tensor | None = None) -> Prediction:
+        """Return all that the network says of images [B, 3, H, W] in [0, 1]; raises as `forward`.
+
+        Args:
+            images: [B, 3, H, W], each becomes points.
+            view_images: [B, V, 3, H, W], each becomes cameras; None: no cameras.
+        """
         size = self.image_size
         if images.ndim != 4 or tuple(images.shape[1:]) != (3, size, size):
             raise ValueError(f"images must be [B, 3, {size}, {size}], got {list(images.shape)}")
         codes = self.encoder(images)
-        return Prediction(self.decoder(codes), self.decoder.scale(codes))
+        points, scale = self.decoder(codes), self.decoder.scale(codes)
+        if view_images is None:
+            return Prediction(points, scale)
+        candidates, student = self.poses(view_images.flatten(0, 1))
+        objects, views = view_images.shape[:2]
+        return Prediction(points, scale, candidates.view(objects, views, -1, 4), student.view(objects, views, 4))
+
+    def poses(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the cameras that the network sees in images [L, 3, H, W]: candidates [L, K, 4] and student [L, 4].
+
+        Quaternions (w, x, y, z) of any length, for `camera.world_to_camera_from_quaternion`.
+
+        Raises:
+            ValueError: the network has no pose heads.
+        """
+        if self.pose is None:
+            raise ValueError("this network has no pose heads: it was built for known cameras (pose.mode)")
+        candidates, student = self.pose(self.encoder.features(images))
+        return candidates, student
 
 
 class AllHeads(nn.Module):
@@ -93,9 +130,9 @@ class AllHeads(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, images: Tensor) -> Prediction:
+    def forward(self, images: Tensor, view_images: Tensor | None = None) -> Prediction:
         """Return the network's `predict`."""
-        return self.network.predict(images)
+        return self.network.predict(images, view_images)
 
 
 class Encoder(nn.Module):
@@ -120,13 +157,43 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return codes [B, hidden] for images [B, 3, H, W] in [0, 1]."""
+        return leaky_relu(self.get_submodule(self.fully_connected_layers[-1])(self.features(images)), LEAK)
+
+    def features(self, images: Tensor) -> Tensor:
+        """Return what the last layer reads [B, hidden]: poses branch off here."""
         x = 2 * images - 1
         for name in self.convolutions:
             x = leaky_relu(self.get_submodule(name)(x), LEAK)
         x = x.permute(0, 2, 3, 1).flatten(1)  # (H, W, C) order, so that TensorFlow weights fit as they are
-        for name in self.fully_connected_layers:
+        for name in self.fully_connected_layers[:-1]:
             x = leaky_relu(self.get_submodule(name)(x), LEAK)
         return x
+
+
+class PoseHeads(nn.Module):
+    """Cameras from the encoder's features: K candidates that compete, and the student that learns from the best.
+
+    As in DPC: one dense layer, then a small network of three layers for each candidate and for the student.
+    """
+
+    def __init__(self, hidden: int, candidates: int) -> None:
+        super().__init__()
+        self.shared = nn.Linear(hidden, hidden)
+        self.branches = nn.ModuleList(_pose_branch(hidden) for _ in range(candidates + 1))
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                _scale_variance(module)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return quaternions of candidates [L, K, 4] and student [L, 4] for features [L, hidden]."""
+        x = torch.relu(self.shared(features))
+        *candidates, student = (branch(x) for branch in self.branches)
+        return torch.stack(candidates, dim=1), student
+
+
+def _pose_branch(hidden: int) -> nn.Sequential:
+    layers = [nn.Linear(hidden, POSE_WIDTH), nn.LeakyReLU(LEAK), nn.Linear(POSE_WIDTH, POSE_WIDTH)]
+    return nn.Sequential(*layers, nn.LeakyReLU(LEAK), nn.Linear(POSE_WIDTH, 4))
 
 
 class Decoder(nn.Module):

@@ -22,6 +22,7 @@ TAGS = {
     "sum": "loss/sum",
     "entropy": "loss/entropy",
     "chamfer_2d": "loss/chamfer_2d",
+    "student": "loss/student",
     "repulsion_weight": "schedule/repulsion_weight",
     "learning_rate": "schedule/learning_rate",
     "gradient_norm": "optimizer/gradient_norm",

@@ -100,6 +100,14 @@ def print_table(console: Console, split: str, block: dict[str, Any]) -> None:
             _number(row, "silhouette_iou", 3),
         )
     console.print(table)
+    if "poses" in block:
+        poses = block["poses"]
+        console.print(
+            f"predicted cameras: median rotation error {poses['rotation_error_median']:.1f}°, "
+            f"{poses['accuracy_30']:.0%} within 30° ({poses['views']} views, after one alignment found in training)",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _reference(block: dict[str, Any], reference: str, category: str) -> str:

@@ -14,7 +14,7 @@ import yaml
 from drwr_dist.config import TrainConfig, from_plain, to_plain
 from drwr_dist.engine import checkpoint
 from drwr_dist.errors import DataError, UsageError
-from drwr_dist.model import build_model
+from drwr_dist.model import build_network
 
 CONFIG = "config.yaml"
 RESULT = "result.json"
@@ -80,7 +80,7 @@ def load_run(run: Path) -> TrainedRun:
 def untrained_model(config: TrainConfig, image_size: int) -> torch.nn.Module:
     """Return the network with which this run starts: the same seed gives the same weights."""
     torch.manual_seed(config.seed)
-    return build_model(config.model, image_size).eval()
+    return build_network(config, image_size).eval()
 
 
 def refuse_changes(run: Path, config: TrainConfig) -> None:

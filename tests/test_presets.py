@@ -30,6 +30,7 @@ RELEASED = {
     "model.decoder_std": 0.025,
     "model.scale_head": False,
     "loss.semantics": "released",
+    "pose.mode": "known",
     "loss.grid": 32,
     "optimizer.learning_rate": 1e-4,
     "optimizer.schedule": "constant",

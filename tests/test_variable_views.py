@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from shard_tools import encoded, make_sample, write_samples
 
-from drwr_dist.config import DataConfig, LoaderConfig, LossConfig, TrainConfig
+from drwr_dist.config import DataConfig, LoaderConfig, LossConfig, PoseConfig, TrainConfig
 from drwr_dist.data.stream import Batch, SampleTable, batches
 from drwr_dist.data.verify import verify_dataset
 from drwr_dist.engine.worker import objective
@@ -54,10 +54,10 @@ def test_an_object_counts_as_it_does_alone(table: SampleTable, semantics: str):
     (batch,) = epoch(table, 4, view_order="fixed")
     batch = batch.to(torch.device("cpu"), torch.float64)
     clouds = {key: (torch.rand(1, 40, 3, dtype=torch.float64) - 0.5).requires_grad_() for key in VIEWS}
-    together = objective(Prediction(torch.cat([clouds[key] for key in batch.keys]), None), batch, loss)
+    together = objective(Prediction(torch.cat([clouds[key] for key in batch.keys])), batch, loss, PoseConfig())
     gradients = torch.autograd.grad(together.total, list(clouds.values()))
     alone = [
-        objective(Prediction(clouds[one.keys[0]], None), one.to(torch.device("cpu"), torch.float64), loss)
+        objective(Prediction(clouds[one.keys[0]]), one.to(torch.device("cpu"), torch.float64), loss, PoseConfig())
         for key in VIEWS
         for one in epoch(table, 1, view_order="fixed", supervision_views=VIEWS[key])
         if one.keys == [key]

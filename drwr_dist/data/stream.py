@@ -92,6 +92,7 @@ class Example:
     smooth: Tensor  # float32 [V, H, W], smooth silhouettes of the masks
     world_to_camera: Tensor  # float64 [V, 4, 4]
     focal_length: Tensor  # float64 [V], frame widths
+    view_images: Tensor | None = None  # float32 [V, 3, H, W], what the judging views show; where they were asked for
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ class Batch:
     world_to_camera: Tensor  # float64 [b, V, 4, 4]
     focal_length: Tensor  # float64 [b, V]
     view_mask: Tensor  # bool [b, V]
+    view_images: Tensor | None = None  # float32 [b, V, 3, H, W], where they were asked for
     failures: list[Failure] = field(default_factory=list)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
@@ -124,8 +126,10 @@ class Batch:
             name: getattr(self, name).to(device=device, dtype=dtype, non_blocking=True)
             for name in ("images", "masks", "smooth", "world_to_camera", "focal_length")
         }
-        mask = self.view_mask.to(device, non_blocking=True)
-        return Batch(keys=self.keys, failures=self.failures, view_mask=mask, **moved)
+        moved["view_mask"] = self.view_mask.to(device, non_blocking=True)
+        if self.view_images is not None:
+            moved["view_images"] = self.view_images.to(device=device, dtype=dtype, non_blocking=True)
+        return Batch(keys=self.keys, failures=self.failures, **moved)
 
     def select(self, rows: slice) -> Batch:
         """Return the batch of some of its objects."""
@@ -137,14 +141,18 @@ class Batch:
             world_to_camera=self.world_to_camera[rows],
             focal_length=self.focal_length[rows],
             view_mask=self.view_mask[rows],
+            view_images=None if self.view_images is None else self.view_images[rows],
         )
 
 
 class SampleStream(Dataset[Example | Failure]):
     """Samples addressed by (epoch, sample number); decoded views are kept in memory up to a bound."""
 
-    def __init__(self, table: SampleTable, plan: Plan, config: DataConfig, cache_megabytes: int = 0):
+    def __init__(
+        self, table: SampleTable, plan: Plan, config: DataConfig, cache_megabytes: int = 0, view_images: bool = False
+    ):
         self.table = table
+        self.view_images = view_images
         self.plan = plan
         self.config = config
         self.cache: dict[int, ObjectSample] = {}
@@ -171,8 +179,10 @@ class SampleStream(Dataset[Example | Failure]):
         alpha = torch.from_numpy(decoded.masks[supervision].astype(np.float32) / 255.0)
         masks = binarize(alpha) if self.config.binarize else alpha
         pixels, cameras = as_tensor(image), torch.from_numpy(decoded.world_to_camera[supervision])
+        seen = self._seen(decoded, supervision)
         if self.config.mirror and self.plan.mirrored(sample, epoch):
             pixels, masks, cameras = pixels.flip(-1), masks.flip(-1), mirrored_cameras(cameras)
+            seen = None if seen is None else seen.flip(-1)
         return Example(
             key=decoded.key,
             image=pixels,
@@ -180,7 +190,14 @@ class SampleStream(Dataset[Example | Failure]):
             smooth=smooth_silhouette(masks),
             world_to_camera=cameras,
             focal_length=torch.from_numpy(decoded.focal_length[supervision]),
+            view_images=seen,
         )
+
+    def _seen(self, decoded: ObjectSample, views: list[int]) -> Tensor | None:
+        if not self.view_images:
+            return None
+        images = composite(decoded.images[views], decoded.masks[views], self.config.background)
+        return torch.stack([as_tensor(image) for image in images])
 
     def _decoded(self, sample: int) -> ObjectSample:
         # All views are decoded, not only the chosen ones: other epochs choose other views.
@@ -224,6 +241,7 @@ class _Collate:
 
     image_size: int
     views: int
+    view_images: bool = False
 
     def __call__(self, items: list[Example | Failure]) -> Batch:
         examples = [item for item in items if isinstance(item, Example)]
@@ -249,6 +267,7 @@ class _Collate:
             world_to_camera=stack_views("world_to_camera", 4, 4, dtype=torch.float64),
             focal_length=stack_views("focal_length", dtype=torch.float64),
             view_mask=torch.stack(present) if present else torch.zeros((0, views), dtype=torch.bool),
+            view_images=stack_views("view_images", 3, side, side) if self.view_images else None,
             failures=[item for item in items if isinstance(item, Failure)],
         )
 
@@ -263,12 +282,13 @@ def batches(
     world_size: int,
     start: int,
     stop: int,
+    view_images: bool = False,
 ) -> Iterator[Batch]:
     """Yield this rank's part of the global batches of steps `start` … `stop - 1`.
 
-    Nothing before `start` is read or decoded.
+    Nothing before `start` is read or decoded. With `view_images`, what the judging views show comes too.
     """
-    stream = SampleStream(table, plan, data, loader.cache_megabytes)
+    stream = SampleStream(table, plan, data, loader.cache_megabytes, view_images)
     processes: dict[str, Any] = {}
     if loader.workers:
         # Not fork: Ray's and gloo's threads do not survive it.
@@ -276,7 +296,7 @@ def batches(
     yield from DataLoader(
         stream,
         batch_sampler=_RankSampler(plan, rank, world_size, start, stop),
-        collate_fn=_Collate(table.index.image_size, data.supervision_views),
+        collate_fn=_Collate(table.index.image_size, data.supervision_views, view_images),
         num_workers=loader.workers,
         **processes,
     )

@@ -28,6 +28,7 @@ class Tally:
     sum: float = 0.0
     entropy: float = 0.0
     chamfer_2d: float = 0.0
+    student: float = 0.0  # how far the believed cameras are from the best candidates
     skipped: float = 0.0  # samples that could not be used and were skipped
     failed: float = 0.0  # samples that could not be used and must not be skipped
     not_finite: float = 0.0  # ranks whose loss is not finite

@@ -17,7 +17,8 @@ import torch.distributed as dist
 from ray.train.v2.api.report_config import CheckpointUploadMode
 from torch.nn.parallel import DistributedDataParallel
 
-from drwr_dist.config import LossConfig, TrainConfig
+from drwr_dist.camera import world_to_camera_from_quaternion
+from drwr_dist.config import LossConfig, PoseConfig, TrainConfig
 from drwr_dist.data.index import load_index
 from drwr_dist.data.stream import Batch, SampleTable, batches
 from drwr_dist.engine import checkpoint, schedule
@@ -26,8 +27,10 @@ from drwr_dist.engine.board import Courier
 from drwr_dist.engine.stragglers import Stragglers
 from drwr_dist.errors import TrainingError
 from drwr_dist.initial_weights import initial_weights
+from drwr_dist.losses.draws import random_quaternions
+from drwr_dist.losses.hindsight import hindsight_loss
 from drwr_dist.losses.training import TrainingLoss, Views, active_terms, training_loss
-from drwr_dist.model import AllHeads, Prediction, build_model
+from drwr_dist.model import AllHeads, Prediction, build_network
 from drwr_dist.monitor import Monitor
 
 
@@ -47,7 +50,7 @@ class Worker:
         self.plan = self.table.plan(config.seed, config.global_batch)
 
         torch.manual_seed(config.seed)
-        self.model = build_model(config.model, index.image_size).to(self.device, self.dtype)
+        self.model = build_network(config, index.image_size).to(self.device, self.dtype)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=0.0, weight_decay=config.optimizer.weight_decay, fused=True
         )
@@ -56,6 +59,7 @@ class Worker:
         self.network = self._distributed()
         self.monitor = Monitor(self.run, self.start) if self.rank == 0 else None
         self.stragglers = Stragglers(self._names())
+        self._terms = active_terms(config.loss) + (["student"] if config.pose.mode == "predict" else [])
         self._clock = (time.perf_counter(), 0.0)
 
     def __enter__(self) -> Worker:
@@ -110,6 +114,7 @@ class Worker:
             world_size=self.world_size,
             start=self.start,
             stop=self.config.steps,
+            view_images=self.config.pose.mode == "predict",
         )
         self._begin = time.perf_counter()
         for step, batch in enumerate(stream, self.start):
@@ -126,7 +131,7 @@ class Worker:
         if not batch.keys:
             torch.autograd.backward(prediction.nothing())  # takes part in the all-reduce with a zero gradient
             return tally
-        losses = objective(prediction, batch, loss_config, self.config.seed, step)
+        losses = objective(prediction, batch, loss_config, self.config.pose, self.config.seed, step)
         # DDP averages over ranks; this weight makes that the mean over the samples of the global batch.
         planned = self.plan.batch_size(step)
         torch.autograd.backward(losses.total * (len(batch.keys) * self.world_size / planned))
@@ -136,16 +141,15 @@ class Worker:
             setattr(tally, name, float(value.detach()) * tally.samples)
         if not torch.isfinite(losses.total):
             tally.not_finite = 1.0
-            self._suspects = not_finite_keys(prediction, batch, loss_config)
+            self._suspects = not_finite_keys(prediction, batch, loss_config, self.config.pose)
         return tally
 
     def _predict(self, batch: Batch) -> Prediction:
         mixed = self.config.precision in ("auto", "bfloat16") and self.device.type == "cuda"
         mixed = mixed or self.config.precision == "bfloat16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=mixed):
-            points, scale = self.network(batch.images)
-        # The losses need float32: pixel coordinates have more than 8 bits.
-        return Prediction(points.to(self.dtype), None if scale is None else scale.to(self.dtype))
+            prediction: Prediction = self.network(batch.images, batch.view_images)
+        return prediction.to(self.dtype)  # the losses need float32: pixel coordinates have more than 8 bits
 
     def _tally_of(self, batch: Batch) -> Tally:
         bad = float(len(batch.failures))
@@ -205,7 +209,7 @@ class Worker:
         row = {
             "epoch": self.plan.epoch_of(step),
             "loss": total.loss / samples,
-            **{name: getattr(total, name) / samples for name in active_terms(self.config.loss)},
+            **{name: getattr(total, name) / samples for name in self._terms},
             "repulsion_weight": schedule.repulsion_weight(self.config.loss, step, self.config.steps),
             "learning_rate": schedule.learning_rate(self.config.optimizer, step, self.config.steps),
             "gradient_norm": gradient_norm,
@@ -249,21 +253,33 @@ class Worker:
             self.monitor.text("config", config_yaml)
 
 
-def objective(prediction: Prediction, batch: Batch, config: LossConfig, seed: int = 0, step: int = 0) -> TrainingLoss:
-    """Evaluate the loss of a batch: predictions against its silhouettes."""
+def objective(
+    prediction: Prediction, batch: Batch, config: LossConfig, pose: PoseConfig, seed: int = 0, step: int = 0
+) -> TrainingLoss:
+    """Evaluate the loss of a batch: predictions against its silhouettes, under the cameras that `pose` says."""
     views = Views(batch.world_to_camera, batch.masks, batch.smooth, batch.focal_length, batch.view_mask)
+    if pose.mode == "predict":
+        assert prediction.candidates is not None and prediction.student is not None
+        proposed = (prediction.candidates, prediction.student)
+        return hindsight_loss(
+            prediction.points, *proposed, views, config, pose.student_weight,
+            scale=prediction.scale, keys=batch.keys, seed=seed, step=step,
+        )  # fmt: skip
+    if pose.mode == "random":
+        quaternions = random_quaternions(batch.keys, batch.masks.shape[1], seed, step).to(batch.masks)
+        views = views._replace(world_to_camera=world_to_camera_from_quaternion(quaternions))
     return training_loss(
         prediction.points, views, config, scale=prediction.scale, keys=batch.keys, seed=seed, step=step
     )
 
 
 @torch.no_grad()
-def not_finite_keys(prediction: Prediction, batch: Batch, config: LossConfig) -> list[str]:
+def not_finite_keys(prediction: Prediction, batch: Batch, config: LossConfig, pose: PoseConfig) -> list[str]:
     """Return the keys of the samples whose own loss is not finite (all keys, where it is only their sum)."""
     suspects = []
     for row, key in enumerate(batch.keys):
         part = slice(row, row + 1)
         own, alone = prediction.select(part), batch.select(part)
-        if not torch.isfinite(objective(own, alone, config).total):
+        if not torch.isfinite(objective(own, alone, config, pose).total):
             suspects.append(key)
     return suspects or list(batch.keys)

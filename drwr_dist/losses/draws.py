@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 # Separates the random streams; numbers below 10 belong to `drwr_dist.data.plan`.
-DROPOUT, SILHOUETTE = 11, 12
+DROPOUT, SILHOUETTE, POSE = 11, 12, 13
 
 
 def kept_points(count: int, keep: float, seed: int, step: int) -> Tensor:
@@ -29,6 +29,14 @@ def kept_points(count: int, keep: float, seed: int, step: int) -> Tensor:
         return torch.arange(count)
     chosen = np.random.default_rng((seed, DROPOUT, step)).choice(count, kept, replace=False)
     return torch.from_numpy(np.sort(chosen).astype(np.int64))
+
+
+def random_quaternions(keys: Sequence[str], views: int, seed: int, step: int) -> Tensor:
+    """Return rotations drawn uniformly: float64 [len(keys), views, 4], a function of (seed, step, key, place)."""
+    rows = [
+        np.random.default_rng((seed, POSE, step, zlib.crc32(key.encode()))).standard_normal((views, 4)) for key in keys
+    ]
+    return torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, views, 4, dtype=torch.float64)
 
 
 def uniform_numbers(keys: Sequence[str], views: int, count: int, seed: int, step: int) -> Tensor:
