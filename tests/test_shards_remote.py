@@ -315,7 +315,7 @@ class TestS3:
         with pytest.raises(DataError, match=r"s3://no-such-bucket-anywhere/x/.*tar: can't be written"):
             write_samples("s3://no-such-bucket-anywhere/x", [encoded(make_sample())])  # type: ignore[arg-type]
 
-    @pytest.mark.parametrize("fault", ["500", "drop", "slow"])
+    @pytest.mark.parametrize("fault", ["500", "drop", pytest.param("slow", marks=pytest.mark.slow)])
     def test_faults(self, bucket: str, s3_server: str, fault: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         """Reading and writing go on after two faults, and give up with the object's name after more."""
         monkeypatch.setattr(remote, "READ_TIMEOUT", 0.4)
