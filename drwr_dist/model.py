@@ -107,7 +107,9 @@ class PointNetwork(nn.Module):
             return Prediction(points, scale)
         candidates, student = self.poses(view_images.flatten(0, 1))
         objects, views = view_images.shape[:2]
-        return Prediction(points, scale, candidates.view(objects, views, -1, 4), student.view(objects, views, 4))
+        # Every size by name: a rank may have no object, and -1 means nothing then.
+        candidates = candidates.view(objects, views, candidates.shape[1], 4)
+        return Prediction(points, scale, candidates, student.view(objects, views, 4))
 
     def poses(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the cameras that the network sees in images [L, 3, H, W]: candidates [L, K, 4] and student [L, 4].
@@ -216,7 +218,7 @@ class Decoder(nn.Module):
     def forward(self, codes: Tensor) -> Tensor:
         """Return points [B, N, 3] in [-0.5, 0.5]³."""
         points: Tensor = torch.tanh(self.fully_connected(codes)) / 2
-        return points.reshape(len(codes), -1, 3)
+        return points.reshape(len(codes), self.fully_connected.out_features // 3, 3)
 
 
 class SameConv2d(nn.Conv2d):

@@ -108,3 +108,12 @@ def test_wrong_sizes_are_named() -> None:
         build_model(ModelConfig(points=0), 64)
     with pytest.raises(ValueError, match=r"got \[1, 3, 64, 64\]"):
         build_model(SMALL, 32)(torch.rand(1, 3, 64, 64))
+
+
+def test_a_rank_without_a_sample_takes_part_with_a_zero_gradient() -> None:
+    """The last step of an epoch may leave a rank none; it still has to take part in the all-reduce."""
+    network = build_model(SMALL, 32)
+    prediction = network.predict(torch.zeros(0, 3, 32, 32))
+    assert prediction.points.shape == (0, 50, 3)
+    prediction.nothing().backward()
+    assert all(p.grad is not None and not p.grad.any() for p in network.parameters())

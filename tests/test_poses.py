@@ -172,6 +172,14 @@ def test_from_shards_to_gradients_and_results(mode: str, tmp_path: Path) -> None
     assert block["overall"]["chamfer"] > 0
 
 
+def test_a_rank_without_an_object_takes_part_with_a_zero_gradient() -> None:
+    network = build_network(config("", "predict"), 32)
+    prediction = AllHeads(network)(torch.zeros(0, 3, 32, 32), torch.zeros(0, 3, 3, 32, 32))
+    assert prediction.candidates.shape == (0, 3, 3, 4)
+    prediction.nothing().backward()
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in network.parameters())
+
+
 def test_random_cameras_depend_on_sample_and_step() -> None:
     first = random_quaternions(KEYS, 3, 0, 0)
     assert torch.equal(random_quaternions(KEYS[1:], 3, 0, 0)[0], first[1])
