@@ -59,7 +59,8 @@ class TrainingProgress:
     def _text(self, values: dict[str, Any], step: int, now: float) -> str:
         terms = " ".join(f"{name} {values[name]:.3f}" for name in LOSS_TERMS if name in values)
         speed = f"{values['samples_per_second']:.0f} samples/s"
-        return f"{step}/{self._steps} loss {values['loss']:.4f} {terms} {speed} {self._left(step, now)}"
+        # The losses come last: a narrow terminal cuts the end off.
+        return f"{step}/{self._steps} {self._left(step, now)} {speed} loss {values['loss']:.4f} {terms}"
 
     def _remember(self, step: int, now: float) -> None:
         if self._recent and step < self._recent[-1][0]:
