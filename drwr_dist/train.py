@@ -15,10 +15,10 @@ from drwr_dist.config import TrainConfig
 from drwr_dist.data.index import DatasetIndex, load_index
 from drwr_dist.data.stream import SampleTable, check_views
 from drwr_dist.engine import checkpoint, driver
+from drwr_dist.engine.initial_weights import TF_PREFIX, initial_weights
 from drwr_dist.errors import UsageError
 from drwr_dist.evaluate import PREDICTIONS, EvaluateOptions, evaluate_run
 from drwr_dist.gallery import write_gallery
-from drwr_dist.initial_weights import TF_PREFIX, initial_weights
 from drwr_dist.model import HALVINGS
 from drwr_dist.monitor import TENSORBOARD
 from drwr_dist.results import RESULT_TEXT, print_table

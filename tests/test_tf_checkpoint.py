@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from drwr_dist.config import ModelConfig, TrainConfig
+from drwr_dist.engine.initial_weights import initial_weights
 from drwr_dist.errors import DataError, DrwrError, UsageError
-from drwr_dist.initial_weights import initial_weights
 from drwr_dist.model import build_model
 from drwr_dist.tf_checkpoint import open_checkpoint
 
@@ -87,7 +87,7 @@ def test_the_scale_of_dpcs_own_checkpoints(tmp_path: Path, monkeypatch: pytest.M
             found.variables[name] = found.variables.pop(f"decoder/fully_connected_3/{kind}")
         return found
 
-    monkeypatch.setattr("drwr_dist.initial_weights.open_checkpoint", as_dpc)
+    monkeypatch.setattr("drwr_dist.engine.initial_weights.open_checkpoint", as_dpc)
     state = initial_weights(f"tf_checkpoint:{STORED}", config(), SIDE)
     expected = original.read("decoder/fully_connected_3/weights").T
     assert np.array_equal(state["decoder.fully_connected_3.weight"].numpy(), expected)
@@ -103,7 +103,9 @@ def test_a_missing_variable_is_named(monkeypatch: pytest.MonkeyPatch):
         ("encoder/Conv_4/biases", "architecture"),
         ("decoder/fully_connected_3/weights", "scale_head"),
     ):
-        monkeypatch.setattr("drwr_dist.initial_weights.open_checkpoint", lambda path, name=name: without(path, name))
+        monkeypatch.setattr(
+            "drwr_dist.engine.initial_weights.open_checkpoint", lambda path, name=name: without(path, name)
+        )
         with pytest.raises(UsageError, match=f"no variable {name}.*{remedy}"):
             initial_weights(f"tf_checkpoint:{STORED}", config(), SIDE)
     with pytest.raises(DataError, match="no variable nothing"):

@@ -24,9 +24,9 @@ from drwr_dist.data.stream import Batch, SampleTable, batches
 from drwr_dist.engine import checkpoint, schedule
 from drwr_dist.engine.agreement import Tally, agree, fail_together
 from drwr_dist.engine.board import Courier
+from drwr_dist.engine.initial_weights import initial_weights
 from drwr_dist.engine.stragglers import Stragglers
 from drwr_dist.errors import TrainingError
-from drwr_dist.initial_weights import initial_weights
 from drwr_dist.losses.draws import random_quaternions
 from drwr_dist.losses.hindsight import hindsight_loss
 from drwr_dist.losses.training import TrainingLoss, Views, active_terms, training_loss
