@@ -277,6 +277,7 @@ def test_a_loss_that_is_not_finite_names_step_and_samples(toy_dataset: Path, tmp
         (["data.categories=[lamp]"], 2, ["lamp", "brick"]),
         (["evaluation.split=exam"], 1, ["exam"]),
         (["storage=s3://bucket/runs"], 2, ["storage"]),
+        (["storage=/dev/null"], 2, ["storage=/dev/null"]),
     ],
 )
 def test_mistakes_are_found_before_any_worker_starts(

@@ -34,10 +34,14 @@ def run_lock(run: Path) -> Iterator[None]:
     """Hold the run's folder for this process; the lock ends with the process, however that ends.
 
     Raises:
-        UsageError: another process is working on the same run.
+        UsageError: another process is working on the same run, or the folder can't be written.
     """
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / ".lock").open("w") as file:
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        file = (run / ".lock").open("w")
+    except OSError as error:
+        raise UsageError(f"storage={run.parent}: can't be written ({error.strerror}); give another folder") from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
