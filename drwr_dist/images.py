@@ -35,7 +35,7 @@ def load_image(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise DataError(f"{path}: {image.width} × {image.height} pixels; at most {MAX_PIXELS} are read")
-            upright = ImageOps.exif_transpose(image)
+            upright = _eight_bit(ImageOps.exif_transpose(image))
             pixels = np.asarray(upright.convert("RGBA"))
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
@@ -43,6 +43,13 @@ def load_image(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]
         raise DataError(f"{path}: not an image that can be read ({error})") from error
     alpha = pixels[..., 3]
     return pixels[..., :3].copy(), None if (alpha == 255).all() and not _has_alpha(upright) else alpha.copy()
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey to 8 bits: Pillow's own conversion would clip it, and nearly all of it to white."""
+    if image.mode not in ("I", "I;16", "I;16L", "I;16B", "I;16N"):
+        return image
+    return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
 
 
 def _has_alpha(image: Image.Image) -> bool:

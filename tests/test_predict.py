@@ -54,6 +54,13 @@ def test_any_size_and_mode_becomes_the_network_input(tmp_path: Path, size: tuple
     assert prepared.shape == (64, 64, 3) and prepared.dtype == np.uint8
 
 
+def test_sixteen_bit_grey_keeps_its_levels(tmp_path: Path):
+    ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    prepared = prepare(tmp_path / "deep.png", 64, 1.0)
+    assert np.abs(prepared[..., 0].astype(int) - ramp // 257).max() <= 1
+
+
 def test_a_small_object_off_the_centre_is_framed_like_the_training_images(tmp_path: Path):
     Image.fromarray(disc(1000, (150, 800), 60)).save(tmp_path / "a.png")
     prepared = prepare(tmp_path / "a.png", 128, 1.0)
