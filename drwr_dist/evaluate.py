@@ -6,7 +6,7 @@ For each object, every view in turn is the input image; the numbers of an object
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,17 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from drwr_dist.camera import project
 from drwr_dist.cli import load_options, run_verb
 from drwr_dist.config import TrainConfig
 from drwr_dist.data.index import DatasetIndex, load_index
-from drwr_dist.data.sample import ObjectSample, composite
+from drwr_dist.data.sample import composite
 from drwr_dist.data.stream import SampleTable, as_tensor
 from drwr_dist.errors import DataError, UsageError
-from drwr_dist.metrics import nearest_distances, silhouette_iou
 from drwr_dist.point_cloud import write_mat, write_ply
 from drwr_dist.poses import consensus, pose_metrics, rotations
 from drwr_dist.results import print_table, write_result
 from drwr_dist.run import TrainedRun, load_run, untrained_model
+from drwr_dist.scores import object_metrics, summarise
 
 PREDICTIONS = "predictions"
 ALIGNED_OBJECTS = 50  # of the training split, to find how the predicted frame lies; as DPC
@@ -186,70 +185,6 @@ def measure(
             save(sample.key, points)
         objects[sample.key] = object_metrics(points, sample)
     return summarise(objects, table.index.views)
-
-
-def object_metrics(points: Tensor, sample: ObjectSample) -> dict[str, float]:
-    """Score the predictions [V, N, 3] from each view of one object (V = 1: the same prediction for all views)."""
-    rows: list[dict[str, float]] = []
-    for view, cloud in enumerate(points):
-        row = {}
-        if len(sample.masks) > 1:  # of an only view, none is held out
-            row["silhouette_iou"] = held_out_iou(cloud, sample, view if len(points) > 1 else None)
-        if sample.points is not None:
-            row |= cloud_metrics(cloud, torch.from_numpy(sample.points))
-        rows.append(row)
-    metrics = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-    if "chamfer" in metrics:
-        metrics["chamfer_best_view"] = min(row["chamfer"] for row in rows)
-    return metrics
-
-
-def cloud_metrics(predicted: Tensor, target: Tensor) -> dict[str, float]:
-    """Compare one predicted cloud [N, 3] with the ground truth [M, 3]; Chamfer distances are × 100."""
-    forward, backward = nearest_distances(predicted, target), nearest_distances(target, predicted)
-    row = {
-        "chamfer": 100 * float(forward.mean() + backward.mean()),
-        "chamfer_predicted_to_target": 100 * float(forward.mean()),
-        "chamfer_target_to_predicted": 100 * float(backward.mean()),
-    }
-    for percent in (1, 2):
-        precision, recall = _share(forward, percent / 100), _share(backward, percent / 100)
-        row[f"f_score_{percent}"] = 2 * precision * recall / max(precision + recall, 1e-12)
-    return row
-
-
-def _share(distances: Tensor, threshold: float) -> float:
-    return float((distances < threshold).double().mean())
-
-
-def held_out_iou(points: Tensor, sample: ObjectSample, input_view: int | None) -> float:
-    """Return the mean silhouette IoU of one prediction [N, 3] over all views but the input view."""
-    views = [view for view in range(len(sample.masks)) if view != input_view]
-    cameras = torch.from_numpy(sample.world_to_camera[views]).float()
-    focal = torch.from_numpy(sample.focal_length[views]).float()
-    xy, _ = project(points.expand(len(views), -1, -1), cameras, focal)
-    masks = torch.from_numpy(sample.masks[views].astype(np.float32) / 255.0)
-    return float(np.mean([float(silhouette_iou(xy[row], masks[row])) for row in range(len(views))]))
-
-
-def summarise(objects: Mapping[str, Mapping[str, float]], views: int) -> dict[str, Any]:
-    """Average objects into categories and overall (means over objects)."""
-    categories = sorted({key.split("/")[0] for key in objects})
-    return {
-        "views": views,
-        "overall": _mean(objects.values()),
-        "categories": {
-            name: _mean(row for key, row in objects.items() if key.split("/")[0] == name) for name in categories
-        },
-        "objects": {key: dict(row) for key, row in objects.items()},
-    }
-
-
-def _mean(rows: Iterable[Mapping[str, float]]) -> dict[str, Any]:
-    rows = list(rows)
-    names = sorted({name for row in rows for name in row})
-    means = {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
-    return {"objects": len(rows), **means}
 
 
 def main(arguments: Sequence[str]) -> int:

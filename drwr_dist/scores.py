@@ -1,0 +1,79 @@
+"""How an object's predictions are scored, and how scores are averaged: what evaluation and validation share. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from drwr_dist.camera import project
+from drwr_dist.data.sample import ObjectSample
+from drwr_dist.metrics import nearest_distances, silhouette_iou
+
+
+def object_metrics(points: Tensor, sample: ObjectSample) -> dict[str, float]:
+    """Score the predictions [V, N, 3] from each view of one object (V = 1: the same prediction for all views)."""
+    rows: list[dict[str, float]] = []
+    for view, cloud in enumerate(points):
+        row = {}
+        if len(sample.masks) > 1:  # of an only view, none is held out
+            row["silhouette_iou"] = held_out_iou(cloud, sample, view if len(points) > 1 else None)
+        if sample.points is not None:
+            row |= cloud_metrics(cloud, torch.from_numpy(sample.points))
+        rows.append(row)
+    metrics = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    if "chamfer" in metrics:
+        metrics["chamfer_best_view"] = min(row["chamfer"] for row in rows)
+    return metrics
+
+
+def cloud_metrics(predicted: Tensor, target: Tensor) -> dict[str, float]:
+    """Compare one predicted cloud [N, 3] with the ground truth [M, 3]; Chamfer distances are × 100."""
+    forward, backward = nearest_distances(predicted, target), nearest_distances(target, predicted)
+    row = {
+        "chamfer": 100 * float(forward.mean() + backward.mean()),
+        "chamfer_predicted_to_target": 100 * float(forward.mean()),
+        "chamfer_target_to_predicted": 100 * float(backward.mean()),
+    }
+    for percent in (1, 2):
+        precision, recall = _share(forward, percent / 100), _share(backward, percent / 100)
+        row[f"f_score_{percent}"] = 2 * precision * recall / max(precision + recall, 1e-12)
+    return row
+
+
+def _share(distances: Tensor, threshold: float) -> float:
+    return float((distances < threshold).double().mean())
+
+
+def held_out_iou(points: Tensor, sample: ObjectSample, input_view: int | None) -> float:
+    """Return the mean silhouette IoU of one prediction [N, 3] over all views but the input view."""
+    views = [view for view in range(len(sample.masks)) if view != input_view]
+    cameras = torch.from_numpy(sample.world_to_camera[views]).float()
+    focal = torch.from_numpy(sample.focal_length[views]).float()
+    xy, _ = project(points.expand(len(views), -1, -1), cameras, focal)
+    masks = torch.from_numpy(sample.masks[views].astype(np.float32) / 255.0)
+    return float(np.mean([float(silhouette_iou(xy[row], masks[row])) for row in range(len(views))]))
+
+
+def summarise(objects: Mapping[str, Mapping[str, float]], views: int) -> dict[str, Any]:
+    """Average objects into categories and overall (means over objects)."""
+    categories = sorted({key.split("/")[0] for key in objects})
+    return {
+        "views": views,
+        "overall": mean_row(objects.values()),
+        "categories": {
+            name: mean_row(row for key, row in objects.items() if key.split("/")[0] == name) for name in categories
+        },
+        "objects": {key: dict(row) for key, row in objects.items()},
+    }
+
+
+def mean_row(rows: Iterable[Mapping[str, float]]) -> dict[str, Any]:
+    """Average rows name by name, each over the rows that have it; `objects` is the number of rows."""
+    rows = list(rows)
+    names = sorted({name for row in rows for name in row})
+    means = {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
+    return {"objects": len(rows), **means}
