@@ -170,7 +170,8 @@ def help_text(schema: type, verb: str, with_file: bool = True) -> str:
 
 
 def _help_rows(schema: type, prefix: str) -> typing.Iterator[tuple[str, str]]:
-    source = inspect.getsource(schema)
+    owners = [owner for owner in schema.__mro__ if dataclasses.is_dataclass(owner)]
+    source = "\n".join(inspect.getsource(owner) for owner in owners)  # inherited fields have their help there
     groups = _groups(schema)
     for entry in dataclasses.fields(schema):
         if entry.name in groups:

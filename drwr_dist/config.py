@@ -155,6 +155,55 @@ class TrainConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 
+@dataclass
+class AshaConfig:
+    """When a trial is compared with the others of its category, for scheduler asha and halving."""
+
+    first_rung: int = 100  # steps after which a trial is first compared
+    reduction: int = 3  # one trial in this many goes on from a rung; the next rung lies this many times as far
+
+
+@dataclass
+class PopulationConfig:
+    """How a population learns its hyperparameters on the way, for scheduler pbt."""
+
+    interval: int = 100  # steps between exchanges
+    quantile: float = 0.25  # share of the population that takes over weights and values of the equally many best
+    factor: float = 1.25  # taken-over numbers are multiplied or divided by it; choices move to a neighbour
+
+
+@dataclass
+class SweepConfig:
+    """What is varied, how it is searched, and which trials end early."""
+
+    space: dict[str, Any] = field(default_factory=dict)  # key: {low, high, log, step} or {values: […]}
+    categories: list[str] = field(default_factory=list)  # each candidate is trained on each of them; empty: all
+    search: str = "random"  # grid | random | optuna: all combinations, independent draws, TPE
+    candidates: int = 12  # configurations to try in each category; a grid tries all of its own
+    baseline: bool = True  # try the configuration as it is too, as candidate 0, never ended early
+    generation: int = 4  # optuna: candidates suggested at a time, from all results before
+    objectives: list[str] = field(default_factory=lambda: ["quality"])  # optuna: [quality] or [quality, seconds]
+    scheduler: str = "none"  # none | asha | halving | pbt: which trials end early or change on the way
+    metric: str = "chamfer"  # chamfer | f_score_1 | f_score_2 | silhouette_iou, on the split val
+    concurrent: int = 0  # trials at the same time; 0: as many as the cluster holds
+    driver_cpus: float = 0.1  # CPUs that Ray reserves for the process that drives a trial
+    max_failures: int = 2  # times that a trial is started again when the process that drives it is lost
+    retry_failed: bool = False  # run failed trials again
+    keep: int = 3  # trials per category, and candidates in the shared ranking, whose weights stay on disk
+    test_split: str | None = "test"  # split on which the winners alone are measured, once; null: none
+    report: bool = True  # write report.html
+    asha: AshaConfig = field(default_factory=AshaConfig)
+    pbt: PopulationConfig = field(default_factory=PopulationConfig)
+
+
+@dataclass
+class TuneConfig(TrainConfig):
+    """Everything that `python -m drwr_dist.tune` reads: the configuration that is varied, and `sweep`."""
+
+    name: str = "sweep"  # name of the sweep: a folder below storage; starting it again resumes it
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+
+
 def to_plain(config: TrainConfig) -> dict[str, Any]:
     """Return `config` as nested dictionaries of plain values, for YAML files and Ray."""
     container = OmegaConf.to_container(OmegaConf.structured(config), resolve=True)
@@ -167,3 +216,11 @@ def from_plain(content: dict[str, Any]) -> TrainConfig:
     config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(TrainConfig), content))
     assert isinstance(config, TrainConfig)
     return config
+
+
+def flat_keys(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested dictionaries as one: {"loss.theta": 5.0, …}."""
+    rows: dict[str, Any] = {}
+    for key, value in content.items():
+        rows |= flat_keys(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return rows

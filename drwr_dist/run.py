@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import yaml
 
-from drwr_dist.config import TrainConfig, from_plain, to_plain
+from drwr_dist.config import TrainConfig, flat_keys, from_plain, to_plain
 from drwr_dist.engine import checkpoint
 from drwr_dist.errors import DataError, UsageError
 from drwr_dist.model import build_network
@@ -85,22 +85,15 @@ def untrained_model(config: TrainConfig, image_size: int) -> torch.nn.Module:
 
 def refuse_changes(run: Path, config: TrainConfig) -> None:
     """Raise UsageError where a run of this name exists that learns something else."""
-    before, after = to_plain(load_config(run)[0]), to_plain(config)
-    for key, value in _flat(after):
+    before = flat_keys(to_plain(load_config(run)[0]))
+    for key, value in flat_keys(to_plain(config)).items():
         if key in FREE_KEYS or key.split(".")[0] in FREE_GROUPS:
             continue
-        old = dict(_flat(before)).get(key)
+        old = before.get(key)
         if old != value:
             raise UsageError(
                 f"{key}={value}: run {run} was started with {key}={old}; give that, another name=…, or overwrite=true"
             )
-
-
-def _flat(content: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
-    for key, value in content.items():
-        rows += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(prefix + key, value)]
-    return rows
 
 
 def remove(run: Path) -> list[str]:

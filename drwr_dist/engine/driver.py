@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +73,20 @@ def ray_session(cluster: ClusterConfig, most_workers: int) -> Iterator[None]:
         ray.shutdown()
 
 
-def train(config: TrainConfig, console: Console) -> dict[str, Any]:
+def train(
+    config: TrainConfig,
+    console: Console,
+    *,
+    until: int | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
     """Run training to its end, or to an interruption (Ctrl-C, SIGTERM) after which the checkpoint is saved.
+
+    Args:
+        config: the run.
+        console: shows the progress.
+        until: stop after this many of the run's steps, as if interrupted there; None: train them all.
+        should_stop: asked now and then; true interrupts the training.
 
     Returns:
         The workers' outcome: {"outcome": "finished" | "interrupted", "step": …, "skipped": …}.
@@ -88,7 +100,7 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
     board = ray.remote(num_cpus=0)(Board).remote()
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"config": to_plain(config), "board": board},
+        train_loop_config={"config": to_plain(config), "board": board, "until": until},
         torch_config=TorchConfig(timeout_s=config.cluster.timeout),
         scaling_config=scaling(config),
         run_config=RunConfig(
@@ -97,7 +109,7 @@ def train(config: TrainConfig, console: Console) -> dict[str, Any]:
             failure_config=FailureConfig(max_failures=config.cluster.max_failures),
         ),
     )
-    outcome = _fit_with_progress(trainer, board, config, console)
+    outcome = _fit_with_progress(trainer, board, config, console, should_stop)
     if outcome.get("outcome") == "failed":
         raise TrainingError(outcome["message"])
     return outcome
@@ -115,7 +127,9 @@ def scaling(config: TrainConfig) -> ScalingConfig:
     )
 
 
-def _fit_with_progress(trainer: TorchTrainer, board: Any, config: TrainConfig, console: Console) -> dict[str, Any]:
+def _fit_with_progress(
+    trainer: TorchTrainer, board: Any, config: TrainConfig, console: Console, should_stop: Callable[[], bool]
+) -> dict[str, Any]:
     """Run `trainer.fit()` in a thread, so that the main thread draws the progress and receives signals."""
     box: dict[str, Any] = {}
 
@@ -132,6 +146,8 @@ def _fit_with_progress(trainer: TorchTrainer, board: Any, config: TrainConfig, c
         while thread.is_alive():
             thread.join(timeout=0.3)
             shown = _show(progress, board, shown)
+            if should_stop():
+                board.request_stop.remote()
     if "error" in box:
         raise TrainingError(first_cause(box["error"])) from box["error"]
     return dict(box["outcome"] or {"outcome": "failed", "message": "the workers ended without an outcome"})

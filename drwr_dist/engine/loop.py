@@ -15,7 +15,8 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
     """Train from the last checkpoint to the last step; return how it ended, the same on all ranks.
 
     Args:
-        job: {"config": plain TrainConfig, "board": handle of the driver's board}.
+        job: {"config": plain TrainConfig, "board": handle of the driver's board, "until": last step of this session,
+            or None for the last step of all}.
 
     Returns:
         {"outcome": "finished" | "interrupted" | "failed", "step": steps done, "skipped": samples, "message": …}.
@@ -34,10 +35,10 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
                 gradient_norm = worker.update(step)
                 worker.log(step, total, gradient_norm)
                 done = step + 1
-                last = done == config.steps or total.stop > 0
-                if last or done % config.checkpoint.every == 0:
+                ends = done == job["until"] or total.stop > 0
+                if ends or done == config.steps or done % config.checkpoint.every == 0:
                     worker.save(done)
-                if total.stop:
+                if ends:
                     break
             outcome = "finished" if done >= config.steps else "interrupted"
             return {"outcome": outcome, "step": done, "skipped": worker.skipped}
