@@ -5,6 +5,7 @@ VERBS = {
     "train": "train a network on the shards, then evaluate it",
     "evaluate": "measure a trained run on a split",
     "predict": "turn images into point clouds with a trained run",
+    "tune": "sweep over categories and hyperparameters, and write down the best configurations",
 }
 
 print("usage: python -m drwr_dist.VERB [config=FILE] key=value …   (each verb has --help)\n")

@@ -94,7 +94,7 @@ def test_verbs_exit_with_2_and_one_line_on_usage_errors():
 
 
 def test_every_preset_loads():
-    presets = sorted(Path("configs").glob("*.yaml"))
+    presets = sorted(set(Path("configs").glob("*.yaml")) - {Path("configs/sweep.yaml")})  # that one is for tune
     assert presets
     for preset in presets:
         load(f"config={preset}")

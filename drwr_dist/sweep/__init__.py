@@ -1,0 +1,1 @@
+"""Sweeps: many training runs, planned, journalled, compared. `drwr_dist.tune` is the verb."""
