@@ -43,7 +43,8 @@ def main(arguments: Sequence[str]) -> int:
         if winners is None:
             winners = run_sweep(course, console)
         else:
-            console.print(f"{sweep}: every trial has ended (overwrite=true starts afresh)", highlight=False)
+            notice = f"{sweep}: every trial has ended (overwrite=true starts afresh)"
+            console.print(notice, highlight=False, soft_wrap=True)
         if winners is None:
             console.print("interrupted; the same command continues from there")
             return INTERRUPTED
@@ -59,7 +60,8 @@ def _nothing_runs(job: Job, trials: Sequence[Trial]) -> bool:
 def prepare(sweep: Path, config: TuneConfig, console: Console) -> None:
     """Make the sweep's folder ready: afresh with overwrite=true, else as it was, if it is the same sweep."""
     if config.overwrite and (sweep / DEFINITION).exists():
-        console.print(f"overwrite=true: removed from {sweep}: {', '.join(remove(sweep))}", highlight=False)
+        notice = f"overwrite=true: removed from {sweep}: {', '.join(remove(sweep))}"
+        console.print(notice, highlight=False, soft_wrap=True)
     config.overwrite = False  # of the sweep, not of its trials
     refuse_changes(sweep, config)
     save_definition(sweep, config)

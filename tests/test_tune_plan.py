@@ -14,7 +14,7 @@ from drwr_dist.sweep.capacity import concurrent_trials
 from drwr_dist.sweep.early import goes_on, rungs, survivors
 from drwr_dist.sweep.importance import importances
 from drwr_dist.sweep.population import exchanges, perturb
-from drwr_dist.sweep.selection import best_of_category, mean_ranks, scored, shared_order, worth_keeping
+from drwr_dist.sweep.selection import best_of_category, mean_ranks, pareto, scored, shared_order, worth_keeping
 from drwr_dist.sweep.space import parse_space
 from drwr_dist.sweep.trials import FAILED, FINISHED, STOPPED, Trial
 
@@ -105,6 +105,13 @@ def test_winners_per_category_and_by_mean_rank():
     assert mean_ranks(rows, categories, "chamfer") == {0: 3.0, 1: 1.5, 2: 1.5}  # 3 was not measured everywhere
     assert shared_order(rows, categories, "chamfer") == [2, 1, 0]  # of equal rank, the lower Chamfer distance
     assert best_of_category(rows, "chair", "f_score_1").candidate == 0  # where more is better
+
+
+def test_the_front_of_quality_and_time():
+    rows = [done(number, "chair", value) for number, value in enumerate((1.0, 2.0, 3.0, 4.0))]
+    for row, seconds in zip(rows, (9.0, 5.0, 6.0, 2.0), strict=True):
+        row.history[-1]["seconds"] = seconds
+    assert [trial.candidate for trial in pareto(rows, "chair", "chamfer")] == [0, 1, 3]
 
 
 def test_who_was_ended_early_stands_behind_who_was_not():

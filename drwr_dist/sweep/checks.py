@@ -45,6 +45,10 @@ def check_sweep(config: TuneConfig) -> dict[str, Parameter]:
     """
     sweep = config.sweep
     validate(config)
+    if "://" in config.storage:
+        raise UsageError(
+            f"storage={config.storage}: a sweep needs a folder, shared by the nodes where there are several"
+        )
     for key, choices in CHOICES.items():
         if getattr(sweep, key) not in choices:
             raise UsageError(f"sweep.{key}={getattr(sweep, key)}: choose one of {', '.join(choices)}")

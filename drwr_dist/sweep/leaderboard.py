@@ -13,7 +13,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from drwr_dist.sweep.measuring import SPLIT
-from drwr_dist.sweep.selection import mean_ranks, ranking
+from drwr_dist.sweep.selection import mean_ranks, pareto, ranking
 from drwr_dist.sweep.trials import FAILED, FINISHED, PENDING, RUNNING, STOPPED, Trial
 
 LEADERBOARD = "leaderboard.csv"
@@ -27,10 +27,11 @@ def write_leaderboard(sweep: Path, trials: Sequence[Trial], categories: Sequence
     ranks = mean_ranks(trials, categories, metric)
     text = io.StringIO()
     head = ["category", "rank", "trial", "candidate", "mean_rank", "state", "step", f"{SPLIT}_{metric}", "seconds"]
+    head.append("pareto")  # of metric and seconds
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*head, *keys, "reason"])
     for category in categories:
-        placed = ranking(trials, category, metric)
+        placed, front = ranking(trials, category, metric), pareto(trials, category, metric)
         rest = [t for t in trials if t.category == category and t not in placed]
         for number, trial in enumerate([*placed, *rest], 1):
             last: dict[str, Any] = trial.last or {}
@@ -38,6 +39,7 @@ def write_leaderboard(sweep: Path, trials: Sequence[Trial], categories: Sequence
             mean = f"{ranks[trial.candidate]:.2f}" if trial.candidate in ranks else ""
             row = [category, rank, trial.id, trial.candidate, mean, trial.state, last.get("step", "")]
             row += [f"{last['value']:.6g}", f"{last['seconds']:.1f}"] if last else ["", ""]
+            row.append("yes" if trial in front else "")
             writer.writerow([*row, *(as_text(trial.parameters.get(key, "")) for key in keys), trial.reason])
     partial = sweep / f".{LEADERBOARD}.partial"
     partial.write_text(text.getvalue(), encoding="utf-8")

@@ -19,9 +19,9 @@ from drwr_dist.sweep import trials as journal
 from drwr_dist.sweep.importance import importances
 from drwr_dist.sweep.leaderboard import as_text, describe
 from drwr_dist.sweep.measuring import SPLIT
-from drwr_dist.sweep.selection import ranking
+from drwr_dist.sweep.selection import pareto, ranking
 from drwr_dist.sweep.space import Parameter
-from drwr_dist.sweep.trials import FAILED, Trial
+from drwr_dist.sweep.trials import FAILED, FINISHED, Trial
 
 REPORT = "report.html"
 SHOWN_POINTS = 2000  # of a ground truth
@@ -48,6 +48,8 @@ def write_report(
          parallel_coordinates(trials, space, categories, metric)),
         (f"{metric} over steps", f"On {SPLIT}, a line per trial; click in the legend to hide a category.",
          curves(trials, metric)),
+        (f"{metric} against time", "Finished trials; the line joins those that none surpasses in both. The time is "
+         "that of the training steps, on machines that other trials share.", trade_off(trials, categories, metric)),
         ("Importance", "Share of each key in what tells the best trials from the rest (PED-ANOVA); with few trials a "
          "hint, not a measurement.", importance_bars(trials, space, categories, metric)),
     ]  # fmt: skip
@@ -163,6 +165,28 @@ def curves(trials: Sequence[Trial], metric: str) -> Any:
             hovertext=f"{trial.id} ({trial.state}): {describe(trial)}",
         )
     return figure.update_layout(height=420, xaxis_title="step", yaxis_title=metric, margin={"t": 20})
+
+
+def trade_off(trials: Sequence[Trial], categories: Sequence[str], metric: str) -> Any:
+    """Draw each category's trials over their training time, and the front of the best trade-offs."""
+    import plotly.express as px
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for number, category in enumerate(categories):
+        colour = px.colors.qualitative.D3[number % len(px.colors.qualitative.D3)]
+        own = [t for t in ranking(trials, category, metric) if t.state == FINISHED]
+        for name, points, mode in (("", own, "markers"), (" front", pareto(trials, category, metric), "lines")):
+            figure.add_scatter(
+                x=[trial.last["seconds"] for trial in points if trial.last],
+                y=[trial.last["value"] for trial in points if trial.last],
+                mode=mode,
+                name=category + name,
+                marker={"color": colour},
+                line={"color": colour},
+                hovertext=[f"{trial.id}: {describe(trial)}" for trial in points],
+            )
+    return figure.update_layout(height=420, xaxis_title="seconds", yaxis_title=metric, margin={"t": 20})
 
 
 def importance_bars(

@@ -26,6 +26,16 @@ def _place(trial: Trial, metric: str) -> tuple[bool, float, float, int]:
     )
 
 
+def pareto(trials: Sequence[Trial], category: str, metric: str) -> list[Trial]:
+    """Return the finished trials of a category that none surpasses in both metric and training time, best first."""
+    front: list[Trial] = []
+    for trial in ranking(trials, category, metric):
+        fastest = min((t.last["seconds"] for t in front if t.last), default=math.inf)
+        if trial.state == FINISHED and trial.last and trial.last["seconds"] < fastest:
+            front.append(trial)
+    return front
+
+
 def best_of_category(trials: Sequence[Trial], category: str, metric: str) -> Trial | None:
     """Return the best trial that has trained to its end."""
     found = [trial for trial in ranking(trials, category, metric) if trial.state == FINISHED]

@@ -1,0 +1,237 @@
+"""Whole sweeps: real Ray Tune, real Ray Train runs, real kills. Each takes a minute or more, most of it Ray's."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from toy import REPOSITORY, SMALL_RUN, command, drwr, make_dataset
+
+from drwr_dist.sweep import trials
+from drwr_dist.sweep.trials import FAILED, FINISHED, PENDING, STOPPED, Trial
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+
+RATE = {"optimizer.learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}}
+
+
+@pytest.fixture(scope="module")
+def boxes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset whose two categories have objects in every split."""
+    return make_dataset(tmp_path_factory.mktemp("boxes"), categories={"brick": 16, "slab": 16})
+
+
+def arguments(data: Path, storage: Path, name: str, space: dict[str, Any], *more: str) -> list[str]:
+    file = storage / f"{name}.yaml"
+    storage.mkdir(parents=True, exist_ok=True)
+    file.write_text(yaml.safe_dump({"cluster": {"cpus_per_worker": 0.5}, "sweep": {"space": space}}))
+    return [f"config={file}", f"data={data}", f"storage={storage}", f"name={name}", *SMALL_RUN, *more]
+
+
+def tune(*line: str, timeout: float = 900) -> subprocess.CompletedProcess[str]:
+    return drwr("tune", *line, timeout=timeout)
+
+
+def start(*line: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command("tune", *line), cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def entries(sweep: Path) -> dict[str, Trial]:
+    return {trial.id: trial for trial in trials.load_all(sweep)}
+
+
+def wait_until(process: subprocess.Popen[str], sweep: Path, condition: Any, timeout: float = 300) -> None:
+    deadline = time.monotonic() + timeout
+    while not condition(entries(sweep)):
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.1)
+
+
+def assert_same(one: Path, other: Path) -> None:
+    """Compare what must not depend on interruptions."""
+    first, second = entries(one), entries(other)
+    assert list(first) == list(second)
+    for name, trial in first.items():
+        assert (trial.state, trial.parameters) == (second[name].state, second[name].parameters)
+        assert [row["step"] for row in trial.history] == [row["step"] for row in second[name].history]
+        values = [row["value"] for row in second[name].history]
+        assert [row["value"] for row in trial.history] == pytest.approx(values, rel=1e-5)
+
+
+def test_a_sweep_leaves_what_it_promises(boxes: Path, tmp_path: Path):
+    line = arguments(boxes, tmp_path, "whole", RATE | {"loss.grid": {"values": [16, 32]}}, "steps=10",
+                     "sweep.candidates=2", "sweep.search=optuna", "sweep.objectives=[quality,seconds]")  # fmt: skip
+    done = tune(*line)
+    assert done.returncode == 0, done.stderr
+    sweep = tmp_path / "whole"
+    assert "3 configurations" in done.stdout and "= 6 trials" in done.stdout and "at the same time" in done.stdout
+    assert re.search(r"at most \d:\d\d:\d\d left", done.stdout)
+    assert "Traceback" not in done.stderr and "WARNING" not in done.stdout + done.stderr
+    rows = list(csv.DictReader((sweep / "leaderboard.csv").open()))
+    assert len(rows) == 6 and {row["state"] for row in rows} == {"finished"}
+    result = json.loads((sweep / "result.json").read_text())
+    for category in ("brick", "slab"):
+        own = [row for row in rows if row["category"] == category]
+        best = min(own, key=lambda row: float(row["val_chamfer"]))
+        assert own[0] == best and result["best"][category]["trial"] == best["trial"]
+        assert result["best"][category]["test"] > 0
+    winners = {row["trial"] for row in result["best"].values()}
+    winners |= {row["trial"] for row in result["shared"]["categories"].values()}
+    measured = {
+        path.parent.name
+        for path in (sweep / "trials").glob("*/result.json")
+        if "test" in json.loads(path.read_text())["splits"]
+    }
+    assert measured == winners, "the test split was read for the winners alone"
+    page = (sweep / "report.html").read_text()
+    assert "Parallel coordinates" in page and "scatter3d" in page and not re.search(r'<script[^>]+src="http', page)
+    events = EventAccumulator(str(sweep / "tensorboard" / "000-brick"))
+    events.Reload()
+    assert "val/chamfer" in events.Tags()["scalars"] and "_hparams_/experiment" in str(events.summary_metadata)
+
+    again = tune(*line)
+    assert again.returncode == 0 and "every trial has ended" in again.stdout
+    other = tune(*arguments(boxes, tmp_path, "whole", RATE, "steps=10", "sweep.candidates=2"))
+    assert other.returncode == 2 and "another name=" in other.stderr
+    trained = drwr("train", f"config={sweep / 'best-brick.yaml'}")
+    assert trained.returncode == 0, trained.stderr
+    block = json.loads((tmp_path / "best-brick" / "result.json").read_text())["splits"]["test"]
+    assert list(block["categories"]) == ["brick"]
+    assert block["overall"]["chamfer"] == pytest.approx(result["best"]["brick"]["test"], rel=1e-4)
+
+
+@pytest.mark.parametrize("scheduler", ["none", "halving"])
+def test_killed_twice_it_ends_like_an_undisturbed_one(boxes: Path, tmp_path: Path, scheduler: str):
+    """First before Ray Tune has written anything (of eight trials, its own restore would run one), then anywhere."""
+    settings = ["steps=30", "checkpoint.every=5", "precision=float64", "sweep.candidates=3", "sweep.asha.first_rung=10",
+                f"sweep.scheduler={scheduler}", "sweep.report=false"]  # fmt: skip
+    line = arguments(boxes, tmp_path, "killed", RATE, *settings)
+    sweep = tmp_path / "killed"
+    process = start(*line)
+    wait_until(process, sweep, lambda found: len(found) == 8)
+    process.kill()
+    process.communicate()
+    process = start(*line)
+    wait_until(process, sweep, lambda found: any(trial.history for trial in found.values()))
+    time.sleep(random.uniform(0, 20))
+    process.kill()
+    process.communicate()
+    kept = {name: trial.history for name, trial in entries(sweep).items() if trial.ended}
+    done = tune(*line)
+    assert done.returncode == 0, done.stderr
+    found = entries(sweep)
+    assert len(found) == 8 and all(trial.ended for trial in found.values())
+    assert all(found[name].history == history for name, history in kept.items()), "finished trials were kept"
+    undisturbed = tune(*arguments(boxes, tmp_path, "undisturbed", RATE, *settings))
+    assert undisturbed.returncode == 0, undisturbed.stderr
+    assert_same(sweep, tmp_path / "undisturbed")
+    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("killed", "undisturbed")]
+    winners = [{name: row["trial"] for name, row in result["best"].items()} for result in results]
+    assert winners[0] == winners[1]
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(boxes: Path, tmp_path: Path):
+    line = arguments(boxes, tmp_path, "stopped", RATE, "steps=4000", "checkpoint.every=4000", "sweep.candidates=1",
+                     "sweep.categories=[brick]", "sweep.report=false")  # fmt: skip
+    process = start(*line)
+    sweep = tmp_path / "stopped"
+
+    def training(found: dict[str, Trial]) -> bool:
+        return any((sweep / "trials" / name / "metrics.jsonl").exists() for name in found)
+
+    wait_until(process, sweep, training)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 130, err
+    assert "the same command continues" in out
+    saved = sorted(path.name for path in sweep.glob("trials/*/checkpoints/step-*"))
+    assert saved and saved[0] != "step-00004000"
+    logs = sorted(sweep.glob("trials/*/train.log"))
+    process = start(*line)
+    wait_until(process, sweep, lambda found: any("resuming after step" in log.read_text() for log in logs))
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=300)
+
+
+def test_more_trials_than_slots_with_early_stopping(boxes: Path, tmp_path: Path):
+    """A trial that ends early gives its workers' places back, else the sweep would starve (ray issue 54305)."""
+    done = tune(
+        *arguments(boxes, tmp_path, "asha", RATE, "steps=18", "workers=2", "cluster.cpus_per_worker=0.25",
+                   "sweep.candidates=9", "sweep.categories=[brick]", "sweep.scheduler=asha", "sweep.asha.first_rung=2",
+                   "sweep.concurrent=2", "sweep.report=false"), timeout=1200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "2 at the same time" in done.stdout
+    found = entries(tmp_path / "asha")
+    states = [trial.state for trial in found.values()]
+    assert len(found) == 10 and states.count(STOPPED) >= 3 and states.count(FINISHED) >= 1
+    assert found["000-brick"].state == FINISHED
+    assert all(
+        trial.last["step"] < 18 and "go on" in trial.reason for trial in found.values() if trial.state == STOPPED
+    )
+    holding = list((tmp_path / "asha").glob("trials/*/checkpoints/step-*"))
+    assert len(holding) <= 6
+
+
+def test_a_trial_that_diverges_is_shown_with_its_reason(boxes: Path, tmp_path: Path):
+    space = {"optimizer.learning_rate": {"values": [3e-4, 1e30]}}
+    done = tune(
+        *arguments(boxes, tmp_path, "failing", space, "steps=6", "optimizer.gradient_clip=0",
+                   "optimizer.warmup_steps=0", "sweep.search=grid", "sweep.baseline=false",
+                   "sweep.categories=[slab]", "sweep.report=false")
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    found = entries(tmp_path / "failing")
+    assert found["001-slab"].state == FINISHED and found["002-slab"].state == FAILED
+    assert "finite" in found["002-slab"].reason and found["002-slab"].reason in done.stdout
+    assert "1 trial(s) failed" in done.stdout
+
+
+def test_a_population_is_trained_on_ray(boxes: Path, tmp_path: Path):
+    done = tune(
+        *arguments(boxes, tmp_path, "pbt", RATE, "steps=12", "sweep.candidates=4", "sweep.categories=[brick]",
+                   "sweep.scheduler=pbt", "sweep.pbt.interval=6", "sweep.report=false")
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    moved = [trial for trial in entries(tmp_path / "pbt").values() if trial.lineage]
+    assert len(moved) == 1 and moved[0].lineage[0]["applied"] and moved[0].state == FINISHED
+    assert PENDING not in {trial.state for trial in entries(tmp_path / "pbt").values()}
+
+
+def test_a_lost_trial_driver_is_brought_back(boxes: Path, tmp_path: Path):
+    """SIGKILL of the process that drives a trial, as when its node is lost: Ray Tune starts it again."""
+    line = arguments(boxes, tmp_path, "lost", RATE, "steps=600", "checkpoint.every=20", "sweep.candidates=1",
+                     "sweep.baseline=false", "sweep.categories=[brick]", "sweep.report=false")  # fmt: skip
+    process = start(*line)
+    sweep = tmp_path / "lost"
+    wait_until(process, sweep, lambda found: list(sweep.glob("trials/*/checkpoints/step-*")))
+    os.kill(driver_of(process.pid), signal.SIGKILL)
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err + out
+    assert entries(sweep)["001-brick"].state == FINISHED
+    assert "resuming after step" in (sweep / "trials" / "001-brick" / "train.log").read_text()
+
+
+def driver_of(tuner: int) -> int:
+    """Return the process of Ray Tune's trial among the descendants of a sweep."""
+    table = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
+    rows = [line.split(None, 2) for line in table.splitlines()[1:]]
+    family = {tuner}
+    for _ in range(4):
+        family |= {int(pid) for pid, parent, _ in rows if int(parent) in family}
+    found = [int(pid) for pid, _, name in rows if int(pid) in family and name.startswith("ray::ImplicitFunc")]
+    assert len(found) == 1, rows
+    return found[0]
