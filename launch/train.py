@@ -1,8 +1,11 @@
-"""Train on the Ray cluster that this script runs in: ray submit CLUSTER.yaml launch/train.py -- config=… key=value."""
+"""Train on the Ray cluster that runs here: ray submit launch/cluster.yaml launch/train.py -- config=… key=value."""
 
+import os
 import sys
 
 from drwr_dist.cli import run_verb
 from drwr_dist.train import main
 
+# `ray submit` runs a copy of this file in the head's home; relative paths mean the package's folder, as on a laptop.
+os.chdir(os.environ.get("DRWR_HOME", "."))
 run_verb(main, ["cluster.address=auto", *[argument for argument in sys.argv[1:] if argument != "--"]])
