@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all lint clean
+.PHONY: help install demo test test-all test-cluster lint clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -28,6 +28,9 @@ test: install  ## the tests that CI runs
 
 test-all: install  ## the slow tests too
 	$(BIN)/python -m pytest -m ''
+
+test-cluster: install  ## Ray on four hosts in namespaces, trained on and broken (root; iproute2, openssh-server, rsync)
+	$(BIN)/python -m pytest tests/cluster -m '' -rs
 
 lint: install  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ VERBS = {
     "evaluate": "measure a trained run on a split",
     "predict": "turn images into point clouds with a trained run",
     "tune": "sweep over categories and hyperparameters, and write down the best configurations",
+    "launch": "check a cluster before it is used",
 }
 
 print("usage: python -m drwr_dist.VERB [config=FILE] key=value …   (each verb has --help)\n")

@@ -19,3 +19,7 @@ class DataError(DrwrError):
 
 class TrainingError(DrwrError):
     """Training that can't go on: a loss that is not finite, too many skipped samples, storage that is full."""
+
+
+class ClusterError(DrwrError):
+    """A cluster that can't be used: not running, not reachable, or it refuses our token."""

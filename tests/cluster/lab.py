@@ -17,7 +17,13 @@ from types import TracebackType
 REPOSITORY = Path(__file__).resolve().parents[2]
 VENV = Path(sys.prefix)
 HERE = Path(__file__).parent
-PROGRAMS = {"ip": "iproute2", "sshd": "openssh-server", "ssh": "openssh-client", "rsync": "rsync", "nsenter": "util-linux"}
+PROGRAMS = {
+    "ip": "iproute2",
+    "sshd": "openssh-server",
+    "ssh": "openssh-client",
+    "rsync": "rsync",
+    "nsenter": "util-linux",
+}
 SUBNET = "10.77.0"
 SHARED = Path("/srv/shared")  # on every host: the storage that all of them see
 HOME = "/home/ray"
@@ -31,10 +37,12 @@ def missing() -> str | None:
     packages = [package for program, package in PROGRAMS.items() if not shutil.which(program, path=path)]
     if packages:
         return f"these Debian packages are not installed: {' '.join(packages)}"
-    if VENV == Path(sys.base_prefix):
+    if Path(sys.base_prefix) == VENV:
         return "the tests run in a virtual environment, which the hosts lay over"
     flags = ["--mount", "--net", "--pid", "--fork", "--uts", "--ipc", "--mount-proc"]
-    tried = subprocess.run(["unshare", *flags, "ip", "link", "add", "try", "type", "bridge"], capture_output=True, text=True)
+    tried = subprocess.run(
+        ["unshare", *flags, "ip", "link", "add", "try", "type", "bridge"], capture_output=True, text=True
+    )
     return f"no namespaces here: {tried.stderr.strip()}" if tried.returncode else None
 
 
@@ -51,8 +59,8 @@ class Host:
         script = [HERE / "host_init.sh", self.lab.folder, self.name, self.ip, REPOSITORY, VENV]
         self._process = subprocess.Popen(
             ["nsenter", "-t", str(self.lab.init), "-m", "-p", "unshare", *spaces, "bash", *map(str, script)],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=(self.lab.folder.parent / f"{self.name}.log").open("a"),
-            text=True, env=_environment(),
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, env=_environment(),
+            stderr=(self.lab.folder.parent / f"{self.name}.log").open("a"),
         )  # fmt: skip
         self._init = _descendant(self._process.pid, 2)
         self.lab.ip("link", "add", f"to-{self.name}", "type", "veth", "peer", "name", "eth0", "netns", str(self._init))

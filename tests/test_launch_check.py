@@ -1,0 +1,123 @@
+"""`launch check`: cluster files with mistakes, and a running cluster."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray.cluster_utils import Cluster
+from toy import REPOSITORY, drwr
+
+from drwr_dist.errors import ClusterError, UsageError
+from drwr_dist.launch import main
+from drwr_dist.preflight.cluster_file import check_cluster_file
+from drwr_dist.preflight.findings import Finding, failed
+
+LOCAL, AWS, GCP = (REPOSITORY / "launch" / name for name in ("cluster.yaml", "aws.yaml", "gcp.yaml"))
+
+
+@pytest.fixture(autouse=True)
+def _in_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(REPOSITORY)  # file_mounts are relative to it
+
+
+def findings_of(content: dict[str, Any]) -> list[Finding]:
+    return check_cluster_file("FILE", content)
+
+
+@pytest.mark.parametrize("path", [LOCAL, AWS, GCP], ids=lambda path: path.name)
+def test_our_cluster_files_are_sound(path: Path):
+    findings = findings_of(yaml.safe_load(path.read_text()))
+    assert not failed(findings), [finding for finding in findings if finding.ok is False]
+
+
+def set_key(content: dict[str, Any], key: str, value: Any) -> None:
+    *groups, last = key.split("/")
+    for group in groups:
+        content = content[group]
+    content[last] = value
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("max_workers", "two", "max_workers: 'two' is not of type 'integer'"),
+        ("setup_comands", [], "setup_comands"),
+        ("provider/worker_ips", [], "provider.head_ip and provider.worker_ips are needed"),
+        ("provider/worker_ips", ["192.0.2.10"], "stands twice"),
+        ("file_mounts", {"~/.ray/auth_token": "~/.ray/auth_token", "~/x": "no_such_folder"}, "no no_such_folder here"),
+        ("file_mounts", {}, "could not join"),
+        ("auth", {"ssh_user": "ray"}, "ssh_private_key is missing"),
+        ("head_start_ray_commands", ["ray start --head --node-ip-address=$X"], "--num-cpus=0 is missing"),
+        ("worker_start_ray_commands", ["ray start --address=$RAY_HEAD_IP:6379"], "--node-ip-address is missing"),
+        ("worker_start_ray_commands", ["echo --node-ip-address"], "ray start is missing"),
+        ("worker_start_ray_commands", ["RAY_AUTH_MODE=disabled ray start --node-ip-address=$X"], "remove it"),
+    ],
+)
+def test_a_mistake_in_a_cluster_file_is_named(key: str, value: Any, message: str):
+    content = yaml.safe_load(LOCAL.read_text())
+    set_key(content, key, value)
+    reasons = [finding.reason for finding in findings_of(content) if finding.ok is False]
+    assert any(message in reason for reason in reasons), reasons
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "cluster=FILE or address=auto is needed"),
+        (["cluster=nowhere.yaml"], "nowhere.yaml: No such file"),
+        (["cluster=launch/kuberay.yaml"], "kubectl apply --dry-run"),
+        (["cluster=configs/demo.yaml", "storage=/tmp"], "give address=auto too"),
+        (["adress=auto"], "did you mean address?"),
+    ],
+)
+def test_a_command_line_that_cannot_be_meant(arguments: list[str], message: str):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        main(["check", *arguments])
+
+
+def test_a_bad_file_fails_and_says_why():
+    done = drwr("launch check", "cluster=configs/demo.yaml")
+    assert done.returncode == 1 and not done.stderr
+    assert "'cluster_name' is a required property" in done.stdout
+
+
+def test_no_cluster_to_join_is_said_at_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(ClusterError, match=re.escape("address=127.0.0.1:9: no cluster at 127.0.0.1:9")):
+        main(["check", "address=127.0.0.1:9"])
+
+
+@pytest.mark.slow
+def test_a_running_cluster_node_by_node(toy_dataset: Path, tmp_path: Path):
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        running = f"address={cluster.address}"
+        sound = drwr("launch check", running, f"storage={tmp_path}", f"data={toy_dataset}")
+        assert sound.returncode == 0, sound.stdout + sound.stderr
+        assert "nodes, all 3" in sound.stdout and "storage shared" in sound.stdout and "Mbit/s gloo" in sound.stdout
+        assert not list(tmp_path.iterdir())  # nothing is left behind
+
+        file = tmp_path / "file"
+        file.touch()
+        done = drwr(
+            "launch check", running, f"storage={file}/folder", f"data={tmp_path}", "min_disk=1e9", "min_bandwidth=1e9"
+        )
+        assert done.returncode == 1
+        for message in (
+            "storage: ",
+            "can't be written",
+            "shards: DataError: no index.json",
+            "disk: ",
+            "Mbit/s, 1000000000",
+        ):
+            assert message in done.stdout, done.stdout
+        assert done.stdout.count("FAILED") == 3 + 3 + 3 + 2
+    finally:
+        cluster.shutdown()
