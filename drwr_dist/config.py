@@ -106,7 +106,16 @@ class CheckpointConfig:
     """When the state is saved, and how much of it is kept."""
 
     every: int = 200  # steps between checkpoints; the last step is always saved
-    keep: int = 2  # checkpoints that stay on disk
+    keep: int = 2  # of the newest checkpoints stay, and the best one by validation.metric
+
+
+@dataclass
+class ValidationConfig:
+    """Scores on the val split while training goes on; they choose the best checkpoint and change nothing else."""
+
+    every: int = 0  # steps between validations, the last step is one too; 0: none
+    metric: str = "chamfer"  # chamfer | f_score_1 | f_score_2 | silhouette_iou: says which checkpoint is the best
+    views: int = 1  # input views per object: its first ones
 
 
 @dataclass
@@ -114,6 +123,7 @@ class EvaluationConfig:
     """What happens when training ends."""
 
     split: str | None = "test"  # split to evaluate after training; null: none
+    checkpoint: str = "last"  # last | best: the weights to evaluate; best by validation.metric
     predictions: bool = True  # write a PLY per object and input view
     references: bool = True  # evaluate the untrained network and the mean shape beside the trained one
 
@@ -126,6 +136,7 @@ class ClusterConfig:
     cpus_per_worker: float = 1.0  # CPUs that Ray reserves per worker; PyTorch uses as many threads (at least 1)
     gpus_per_worker: float = -1.0  # GPUs per worker; -1: 1 where the cluster has GPUs, else 0
     max_failures: int = 3  # worker group restarts before the run fails
+    start_timeout: int = 600  # seconds that the run may be without its workers, at the start or after a loss
     timeout: int = 300  # seconds that a collective operation may wait for a lost worker
     verbose: bool = False  # show the log lines of Ray and of all workers
 
@@ -135,7 +146,7 @@ class TrainConfig:
     """Everything that `python -m drwr_dist.train` reads."""
 
     name: str = "run"  # name of the run: a folder below storage; starting it again resumes it
-    storage: str = "runs"  # folder that holds the runs; shared by all nodes when there are several
+    storage: str = "runs"  # folder (one that all nodes share) or URL (s3://BUCKET/PATH) that holds the runs
     seed: int = 0  # of the initial weights, the order of the samples and the views
     init: str | None = None  # weights to start from: another run's folder, or tf_checkpoint:PREFIX; null: random
     steps: int = 1000  # optimizer steps; 0 evaluates the weights of init
@@ -151,6 +162,7 @@ class TrainConfig:
     pose: PoseConfig = field(default_factory=PoseConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 

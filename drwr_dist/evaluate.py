@@ -24,13 +24,12 @@ from drwr_dist.data.sample import composite
 from drwr_dist.data.stream import SampleTable, as_tensor
 from drwr_dist.errors import DataError, UsageError
 from drwr_dist.point_cloud import write_mat, write_ply
-from drwr_dist.poses import consensus, pose_metrics, rotations
-from drwr_dist.results import print_table, write_result
-from drwr_dist.run import TrainedRun, load_run, untrained_model
+from drwr_dist.poses import ALIGNED_OBJECTS, consensus, pose_metrics, rotations
+from drwr_dist.results import RESULT_TEXT, print_table, write_result
+from drwr_dist.run import RESULT, TrainedRun, load_run, untrained_model
 from drwr_dist.scores import object_metrics, summarise
 
 PREDICTIONS = "predictions"
-ALIGNED_OBJECTS = 50  # of the training split, to find how the predicted frame lies; as DPC
 RELEASED_PREDICTIONS = "pred"
 
 # images [V, 3, H, W] of one object, and its category -> points [V, N, 3], object frame
@@ -46,6 +45,7 @@ class EvaluateOptions:
     run: str = "???"  # folder of the run: <storage>/<name>
     data: str | None = None  # folder or URL of the dataset; none: the one the run was trained on
     split: str = "test"  # train | val | test
+    checkpoint: str = "last"  # last | best | STEP: which of the run's weights; best by the validation metric
     categories: list[str] = field(default_factory=list)  # only these; empty: all
     predictions: bool = True  # write a PLY per object and input view
     mat: bool = False  # write predictions as the released code does too: pred/<category>/<object>_pc.mat
@@ -79,6 +79,7 @@ def evaluate_run(run: TrainedRun, options: EvaluateOptions, console: Console) ->
     if options.references:
         block["references"] = references(run, table, options, console, device)
     write_result(run.path, options.split, run.step, block)
+    run.storage.publish(RESULT, RESULT_TEXT, PREDICTIONS, RELEASED_PREDICTIONS)
     return block
 
 
@@ -191,10 +192,10 @@ def main(arguments: Sequence[str]) -> int:
     """Run the verb."""
     options = load_options(EvaluateOptions, arguments, verb="evaluate")
     console = Console(stderr=False)
-    run = load_run(Path(options.run))
+    run = load_run(options.run, options.checkpoint)
     block = evaluate_run(run, options, console)
     print_table(console, options.split, block)
-    console.print(f"written: {run.path / 'result.json'}", soft_wrap=True, highlight=False)
+    console.print(f"written: {run.storage.address}/{RESULT}", soft_wrap=True, highlight=False)
     return 0
 
 

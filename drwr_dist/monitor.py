@@ -1,4 +1,4 @@
-"""The history of a run, written by rank 0: `metrics.jsonl` for machines, TensorBoard for people."""
+"""The history of a run, written by rank 0: JSON lines for machines, TensorBoard for people."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from typing import Any
 from torch.utils.tensorboard import SummaryWriter
 
 METRICS = "metrics.jsonl"
+VALIDATION = "validation.jsonl"
 TENSORBOARD = "tensorboard"
+HISTORY = (METRICS, VALIDATION, TENSORBOARD)
 
 # metrics.jsonl key -> TensorBoard tag
 TAGS = {
@@ -37,9 +39,10 @@ class Monitor:
 
     def __init__(self, run: Path, step: int):
         run.mkdir(parents=True, exist_ok=True)
-        path = run / METRICS
-        drop_rows_after(path, step)
-        self._file = path.open("a", encoding="utf-8")
+        for name in (METRICS, VALIDATION):
+            drop_rows_after(run / name, step)
+        self._file = (run / METRICS).open("a", encoding="utf-8")
+        self._validation = run / VALIDATION
         self._writer = SummaryWriter(str(run / TENSORBOARD), purge_step=step + 1)
 
     def __enter__(self) -> Monitor:
@@ -58,6 +61,17 @@ class Monitor:
         for key, tag in TAGS.items():
             if key in row:
                 self._writer.add_scalar(tag, row[key], step)
+
+    def validation(self, step: int, row: dict[str, Any]) -> None:
+        """Write the scores on the validation split after `step` steps: validation.jsonl, and a tag for each score."""
+        with self._validation.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **row}) + "\n")
+        for name, value in row.items():
+            self._writer.add_scalar(f"validation/{name}", value, step)
+
+    def flush(self) -> None:
+        """Bring what TensorBoard's writer holds back to its file."""
+        self._writer.flush()
 
     def text(self, tag: str, content: str) -> None:
         """Show a text, the resolved configuration for example, on TensorBoard's text page."""

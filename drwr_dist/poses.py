@@ -20,6 +20,7 @@ from drwr_dist.model import PointNetwork
 from drwr_dist.run import TrainedRun
 
 ACCURATE = 30.0  # degrees; DPC counts a camera as right up to this error
+ALIGNED_OBJECTS = 50  # of the training split, to find how the predicted frame lies; as DPC
 _ROUNDS = 5  # of averaging over the inliers
 
 DEFINITIONS = {

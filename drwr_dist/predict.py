@@ -30,6 +30,7 @@ class PredictOptions:
     """Turn images into point clouds; writes <output>/<image stem>.ply."""
 
     run: str = "???"  # folder of the run: <storage>/<name>
+    checkpoint: str = "last"  # last | best | STEP: which of the run's weights; best by the validation metric
     images: str = "???"  # an image file, a folder of images, or a glob pattern
     output: str = "predictions"  # folder for the point clouds
     format: str = "ply"  # ply | npz
@@ -92,7 +93,7 @@ def main(arguments: Sequence[str]) -> int:
         raise UsageError(f"crop={options.crop}: choose one of auto, always, never")
     find_images(options.images)
     console = Console()
-    written, problems = predict(load_run(Path(options.run)), options, console)
+    written, problems = predict(load_run(options.run, options.checkpoint), options, console)
     for path in written:
         console.print(f"written: {path}", soft_wrap=True, highlight=False)
     for problem in problems:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +16,14 @@ from drwr_dist.config import TrainConfig, flat_keys, from_plain, to_plain
 from drwr_dist.engine import checkpoint
 from drwr_dist.errors import DataError, UsageError
 from drwr_dist.model import build_network
+from drwr_dist.storage import Storage
 
 CONFIG = "config.yaml"
 RESULT = "result.json"
 
 # What may differ when a run is continued: none of it changes what is learnt.
 FREE_KEYS = {"name", "storage", "steps", "workers", "log_every", "overwrite"}
-FREE_GROUPS = {"loader", "checkpoint", "evaluation", "cluster"}
+FREE_GROUPS = {"loader", "checkpoint", "validation", "evaluation", "cluster"}
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,12 @@ class TrainedRun:
     image_size: int  # pixels a side of the images that the network takes
     step: int  # steps that the loaded weights have been trained
     model: torch.nn.Module  # in evaluation mode, on the CPU
+    url: str | None = None  # what `path` is a working copy of
+
+    @property
+    def storage(self) -> Storage:
+        """Where it lies."""
+        return Storage(self.path, self.url)
 
 
 def save_config(run: Path, config: TrainConfig, image_size: int) -> None:
@@ -61,20 +69,29 @@ def load_config(run: Path) -> tuple[TrainConfig, int]:
         raise DataError(f"{path}: not a run's configuration: {str(error).splitlines()[0]}") from error
 
 
-def load_run(run: Path) -> TrainedRun:
-    """Read a run's newest sound checkpoint into its network.
+def load_run(run: str | os.PathLike[str], which: str = "last") -> TrainedRun:
+    """Read a checkpoint of a run into its network.
+
+    Args:
+        run: folder or URL.
+        which: last: the newest sound one; best: by the validation metric; or a number of steps.
 
     Raises:
-        UsageError: there is no run, or it has no checkpoint yet.
-        TrainingError: every checkpoint is damaged.
+        UsageError: there is no run, it has no checkpoint yet, or not this one.
+        TrainingError: the checkpoint is damaged (last: every one is).
+        DataError: the URL can't be reached.
     """
-    config, image_size = load_config(run)
-    loaded = checkpoint.load_newest(run)
-    if loaded is None:
-        raise UsageError(f"run={run}: no checkpoint yet; train it first")
+    storage = Storage.at(run)
+    storage.fetch(CONFIG, RESULT)
+    config, image_size = load_config(storage.folder)
+    name = checkpoint.choose(storage.address, which, config.validation.metric)
+    if name is None:
+        raise UsageError(f"run={storage.address}: no checkpoint yet; train it first")
+    last = checkpoint.load_newest(storage.address) if which == "last" else None
+    loaded = last or checkpoint.load(storage.address, name)
     model = untrained_model(config, image_size)
     model.load_state_dict(loaded.state["model"])
-    return TrainedRun(run, config, image_size, loaded.step, model.eval())
+    return TrainedRun(storage.folder, config, image_size, loaded.step, model.eval(), storage.url)
 
 
 def untrained_model(config: TrainConfig, image_size: int) -> torch.nn.Module:

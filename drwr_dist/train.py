@@ -13,16 +13,19 @@ from rich.console import Console
 from drwr_dist.cli import load_options, run_verb
 from drwr_dist.config import TrainConfig
 from drwr_dist.data.index import DatasetIndex, load_index
+from drwr_dist.data.remote import is_remote, join
 from drwr_dist.data.stream import SampleTable, check_views
 from drwr_dist.engine import checkpoint, driver
 from drwr_dist.engine.initial_weights import TF_PREFIX, initial_weights
+from drwr_dist.engine.validation import SPLIT
 from drwr_dist.errors import UsageError
 from drwr_dist.evaluate import PREDICTIONS, EvaluateOptions, evaluate_run
-from drwr_dist.gallery import write_gallery
+from drwr_dist.gallery import GALLERY, write_gallery
 from drwr_dist.model import HALVINGS
 from drwr_dist.monitor import TENSORBOARD
 from drwr_dist.results import RESULT_TEXT, print_table
 from drwr_dist.run import CONFIG, RESULT, load_result, load_run, refuse_changes, remove, save_config
+from drwr_dist.storage import Storage
 from drwr_dist.validation import validate, workers_range
 
 INTERRUPTED = 130
@@ -35,12 +38,15 @@ def main(arguments: Sequence[str]) -> int:
     index = load_index(config.data.path)
     table = check_against_data(config, index)
     console = Console()
-    run = Path(config.storage) / config.name
-    with driver.run_lock(run):
-        prepare(run, config, index, console)
-        if is_complete(run, config):
-            console.print(f"{run}: complete after {config.steps} steps, nothing to do (overwrite=true starts afresh)")
-            show(run, config, load_result(run)["splits"].get(config.evaluation.split or ""), console)
+    storage = Storage.at(join(config.storage, config.name))
+    with driver.run_lock(storage.folder):
+        prepare(storage, config, index, console)
+        if is_complete(storage, config):
+            console.print(
+                f"{storage.address}: complete after {config.steps} steps, nothing to do (overwrite=true starts afresh)"
+            )
+            block = load_result(storage.folder)["splits"].get(config.evaluation.split or "")
+            show(storage.address, config, block, console)
             return 0
         describe(config, table, console)
         with driver.ray_session(config.cluster, workers_range(config.workers)[1]):
@@ -50,21 +56,22 @@ def main(arguments: Sequence[str]) -> int:
             return INTERRUPTED
         if outcome["skipped"]:
             console.print(f"{outcome['skipped']} damaged samples were skipped (data.on_bad_sample=skip)")
-        show(run, config, finish(run, config, console), console)
+        show(storage.address, config, finish(storage, config, console), console)
     return 0
 
 
 def resolve_paths(config: TrainConfig) -> TrainConfig:
     """Make local paths absolute: workers run in other folders."""
-    config.storage = os.path.abspath(os.path.expanduser(config.storage)) if "://" not in config.storage else ""
-    if not config.storage:
-        raise UsageError("storage must be a folder (a shared one where there are several nodes), not a URL")
+    config.storage, config.data.path = absolute(config.storage), absolute(config.data.path)
     if config.init is not None:
         prefix = TF_PREFIX if config.init.startswith(TF_PREFIX) else ""
-        config.init = prefix + os.path.abspath(os.path.expanduser(config.init.removeprefix(prefix)))
-    if "://" not in config.data.path:
-        config.data.path = os.path.abspath(os.path.expanduser(config.data.path))
+        config.init = prefix + absolute(config.init.removeprefix(prefix))
     return config
+
+
+def absolute(address: str) -> str:
+    """Return a path as an absolute one, a URL as it is."""
+    return address.rstrip("/") if is_remote(address) else os.path.abspath(os.path.expanduser(address))
 
 
 def check_against_data(config: TrainConfig, index: DatasetIndex) -> SampleTable:
@@ -82,30 +89,43 @@ def check_against_data(config: TrainConfig, index: DatasetIndex) -> SampleTable:
             f"data={index.root}: images of {index.image_size} pixels; the network needs a multiple of {2**HALVINGS}, "
             "import the data again with another size"
         )
-    begins = config.overwrite or not checkpoint.folders(Path(config.storage) / config.name)
+    begins = config.overwrite or not checkpoint.names(join(config.storage, config.name))
     if config.init is not None and begins:
         initial_weights(config.init, config, index.image_size)
     table = SampleTable.select(index, config.data.split, config.data.categories)
+    if config.validation.every and not index.select(SPLIT, config.data.categories):
+        raise UsageError(
+            f"validation.every={config.validation.every}: {index.root} has no samples in its {SPLIT} split; set "
+            "validation.every=0, or import the data again with a split of that name"
+        )
     if config.evaluation.split:
         SampleTable.select(index, config.evaluation.split, config.data.categories)
     return table
 
 
-def prepare(run: Path, config: TrainConfig, index: DatasetIndex, console: Console) -> None:
+def prepare(storage: Storage, config: TrainConfig, index: DatasetIndex, console: Console) -> None:
     """Make the run's folder ready: afresh with overwrite=true, else as it was, if it learns the same."""
+    run = storage.folder
+    if storage.url:
+        remove(run)  # a working copy that another start has left; the truth is at the URL
+    storage.fetch(CONFIG, RESULT)
     if config.overwrite and (run / CONFIG).exists():
-        console.print(f"overwrite=true: removed from {run}: {', '.join(remove(run))}", highlight=False)
+        gone = ", ".join(sorted({*storage.clear(), *remove(run)}))
+        console.print(f"overwrite=true: removed from {storage.address}: {gone}", highlight=False)
     if (run / CONFIG).exists():
         refuse_changes(run, config)
     save_config(run, config, index.image_size)
+    storage.publish(CONFIG)
 
 
-def is_complete(run: Path, config: TrainConfig) -> bool:
+def is_complete(storage: Storage, config: TrainConfig) -> bool:
     """Say whether the run has been trained for all its steps and evaluated as it should."""
-    result = load_result(run)
-    return result.get("step") == config.steps and (
-        not config.evaluation.split or config.evaluation.split in result["splits"]
-    )
+    result = load_result(storage.folder)
+    if not result or checkpoint.name_of(config.steps) not in checkpoint.names(storage.address):
+        return False
+    chosen = checkpoint.choose(storage.address, config.evaluation.checkpoint, config.validation.metric)
+    evaluated = chosen is not None and result.get("step") == checkpoint.step_of(chosen)
+    return evaluated and (not config.evaluation.split or config.evaluation.split in result["splits"])
 
 
 def describe(config: TrainConfig, table: SampleTable, console: Console) -> None:
@@ -123,36 +143,39 @@ def describe(config: TrainConfig, table: SampleTable, console: Console) -> None:
     )
 
 
-def finish(run: Path, config: TrainConfig, console: Console) -> dict[str, Any] | None:
+def finish(storage: Storage, config: TrainConfig, console: Console) -> dict[str, Any] | None:
     """Evaluate the trained run as the configuration asks; return the split's results."""
     if not config.evaluation.split:
         return None
     options = EvaluateOptions(
-        run=str(run),
+        run=storage.address,
+        checkpoint=config.evaluation.checkpoint,
         split=config.evaluation.split,
         categories=config.data.categories,
         predictions=config.evaluation.predictions,
         references=config.evaluation.references,
     )
-    block = evaluate_run(load_run(run), options, console)
+    block = evaluate_run(load_run(options.run, options.checkpoint), options, console)
     if config.evaluation.predictions:
+        run = storage.folder
         table = SampleTable.select(load_index(config.data.path), options.split, options.categories)
         write_gallery(run, run / PREDICTIONS, table, block)
+        storage.publish(GALLERY)
     return block
 
 
-def show(run: Path, config: TrainConfig, block: dict[str, Any] | None, console: Console) -> None:
+def show(run: str, config: TrainConfig, block: dict[str, Any] | None, console: Console) -> None:
     """Print the table and where everything lies."""
     if block:
         print_table(console, str(config.evaluation.split), block)
-        lines = [f"results:      {run / RESULT}  and  {run / RESULT_TEXT}"]
+        lines = [f"results:      {run}/{RESULT}  and  {run}/{RESULT_TEXT}"]
         if config.evaluation.predictions:
-            lines += [f"point clouds: {run / PREDICTIONS}/<category>/<object>.<input view>.ply"]
-            lines += [f"picture:      {run / 'gallery.png'}  (input, prediction, ground truth)"]
+            lines += [f"point clouds: {run}/{PREDICTIONS}/<category>/<object>.<input view>.ply"]
+            lines += [f"picture:      {run}/{GALLERY}  (input, prediction, ground truth)"]
         console.print("\n".join(lines), highlight=False, soft_wrap=True)
     tensorboard = Path(sys.executable).with_name("tensorboard")
     command = tensorboard if tensorboard.exists() else "tensorboard"
-    console.print(f"curves:       {command} --logdir {run / TENSORBOARD}", highlight=False, soft_wrap=True)
+    console.print(f"curves:       {command} --logdir {run}/{TENSORBOARD}", highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ CHOICES = {
     "data.view_order": ("random", "fixed"),
     "data.on_bad_sample": ("fail", "skip"),
     "optimizer.schedule": ("constant", "cosine"),
+    "validation.metric": ("chamfer", "f_score_1", "f_score_2", "silhouette_iou"),
+    "evaluation.checkpoint": ("last", "best"),
     "precision": ("auto", "float32", "bfloat16", "float64"),
 }
 
@@ -66,9 +68,12 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "optimizer.gradient_clip": (lambda v: v >= 0, "0 (no clipping) or more"),
     "checkpoint.every": (lambda v: v >= 1, "at least 1"),
     "checkpoint.keep": (lambda v: v >= 1, "at least 1"),
+    "validation.every": (lambda v: v >= 0, "0 (no validation) or more"),
+    "validation.views": (lambda v: v >= 1, "at least 1"),
     "cluster.cpus_per_worker": (lambda v: v > 0, "above 0"),
     "cluster.gpus_per_worker": (lambda v: v == -1 or v >= 0, "-1 (automatic), 0 or more"),
     "cluster.max_failures": (lambda v: v >= 0, "0 or more"),
+    "cluster.start_timeout": (lambda v: v >= 1, "at least 1 second"),
     "cluster.timeout": (lambda v: v >= 1, "at least 1 second"),
 }
 
@@ -112,8 +117,12 @@ def validate(config: TrainConfig) -> None:
         raise UsageError(f"name={config.name!r}: use letters, digits, dots, dashes and underscores (it names a folder)")
     if config.steps == 0 and config.init is None:
         raise UsageError("steps=0: must be at least 1, unless init=… names weights to evaluate as they are")
-    if "://" in config.storage:
-        raise UsageError(f"storage={config.storage}: only folders are supported (a shared one for several nodes)")
+    if config.validation.every and config.data.split == "val":
+        raise UsageError(
+            "validation.every: data.split=val is what training reads; train on another split, or set validation.every=0"
+        )
+    if config.evaluation.checkpoint == "best" and not config.validation.every:
+        raise UsageError("evaluation.checkpoint=best: set validation.every=STEPS, without validation there is no best")
     _, most = workers_range(config.workers)
     if most > config.global_batch:
         raise UsageError(

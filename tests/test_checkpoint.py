@@ -24,7 +24,7 @@ def test_the_newest_checkpoint_comes_back(tmp_path: Path):
     assert loaded and loaded.step == 30 and loaded.damaged == ()
     assert torch.equal(loaded.state["model"]["weight"], torch.full((3,), 30.0)) and loaded.state["skipped"] == 2
     checkpoint.prune(tmp_path, keep=2)
-    assert [path.name for path in checkpoint.folders(tmp_path)] == ["step-00000030", "step-00000020"]
+    assert checkpoint.names(tmp_path) == ["step-00000030", "step-00000020"]
 
 
 def test_no_checkpoint_is_none(tmp_path: Path):
@@ -87,7 +87,7 @@ def test_a_checkpoint_that_wants_to_run_code_is_refused(tmp_path: Path, monkeypa
         meta["sha256"] = checkpoint._sha256(path / "state.pt")
         (path / "meta.json").write_text(json.dumps(meta))
         with pytest.raises(TrainingError, match="step-00000010"):
-            checkpoint.read(path)
+            checkpoint.load(tmp_path, path.name)
     assert not (tmp_path / "pwned").exists()
 
 

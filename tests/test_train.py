@@ -8,32 +8,41 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from scipy.spatial import cKDTree
+from shard_tools import encoded, make_sample, write_samples
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy import REPOSITORY, SMALL_RUN, command, drwr, rows
 
 from drwr_dist.data.index import load_index, read_sample
-from drwr_dist.data.sample import split_members
-from drwr_dist.data.stream import SampleTable
+from drwr_dist.data.sample import composite, split_members
+from drwr_dist.data.stream import SampleTable, as_tensor
 from drwr_dist.data.writer import EncodedSample, ShardLimits, write_dataset
+from drwr_dist.engine import checkpoint
 from drwr_dist.engine.driver import run_lock
 from drwr_dist.point_cloud import read_ply
+from drwr_dist.run import load_run
+from drwr_dist.scores import object_metrics, summarise
 
 
-def train(data: Path, storage: Path, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def train(data: Path, storage: Path | str, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     return drwr("train", f"data={data}", f"storage={storage}", *SMALL_RUN, *arguments, timeout=timeout)
+
+
+VALIDATION = ("validation.every=4", "validation.views=2")
 
 
 @pytest.fixture(scope="module")
 def finished(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of a finished run of 2 workers, and what it printed."""
     storage = tmp_path_factory.mktemp("runs")
-    done = train(toy_dataset, storage, "name=whole", "workers=2", "steps=8", "checkpoint.every=3")
+    done = train(toy_dataset, storage, "name=whole", "workers=2", "steps=8", "checkpoint.every=3", *VALIDATION)
     assert done.returncode == 0, done.stderr
     return storage / "whole", done.stdout
 
@@ -49,6 +58,33 @@ def test_a_run_leaves_what_the_design_promises(finished: tuple[Path, str]):
     assert "samples/s" in printed and "ETA" in printed
     kept = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert kept == ["step-00000006", "step-00000008"]
+
+
+def test_validation_scores_the_val_split_and_marks_checkpoints(finished: tuple[Path, str], toy_dataset: Path):
+    """The row at the last step is what evaluating that checkpoint on the split says; TensorBoard has it too."""
+    run = finished[0]
+    lines = [json.loads(line) for line in (run / "validation.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [4, 8]
+    loaded = load_run(run, "8")
+    table = SampleTable.select(load_index(str(toy_dataset)), "val")
+    objects = {}
+    for number, key in enumerate(table.keys):
+        sample = table.read(number, with_points=True)
+        images = composite(sample.images[:2], sample.masks[:2], 1.0)
+        with torch.no_grad():
+            points = loaded.model(torch.stack([as_tensor(image) for image in images]))
+        objects[key] = object_metrics(points, sample)
+    means = summarise(objects, 2)["overall"]
+    for name in ("objects", "chamfer", "f_score_1", "f_score_2", "silhouette_iou"):
+        assert lines[-1][name] == pytest.approx(means[name], rel=1e-6), name
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    scores = events.Scalars("validation/chamfer")
+    assert [event.step for event in scores] == [4, 8]
+    assert scores[-1].value == pytest.approx(lines[-1]["chamfer"], rel=1e-5)
+    meta = json.loads((run / "checkpoints" / "step-00000008" / "meta.json").read_text())
+    assert meta["validation"]["chamfer"] == lines[-1]["chamfer"]
+    assert checkpoint.choose(run, "best", "chamfer") == "step-00000008", finished[1]
 
 
 def test_tensorboard_has_the_scalars(finished: tuple[Path, str]):
@@ -82,9 +118,7 @@ def test_results_agree_with_the_point_clouds_on_disk(finished: tuple[Path, str],
 
 def test_a_finished_run_says_that_it_is_complete(finished: tuple[Path, str], toy_dataset: Path):
     before = (finished[0] / "metrics.jsonl").read_bytes()
-    again = train(
-        toy_dataset, finished[0].parent, "name=whole", "workers=2", "steps=8", "checkpoint.every=3", timeout=60
-    )
+    again = train(toy_dataset, finished[0].parent, "name=whole", "workers=2", "steps=8", *VALIDATION, timeout=60)
     assert again.returncode == 0 and "complete" in again.stdout and "brick" in again.stdout
     assert (finished[0] / "metrics.jsonl").read_bytes() == before
 
@@ -125,30 +159,38 @@ def test_training_never_reads_ground_truth(toy_dataset: Path, tmp_path: Path, fi
 
 
 def test_the_number_of_workers_does_not_change_the_curve(toy_dataset: Path, tmp_path: Path):
-    curves = {}
+    curves, scores = {}, {}
     for workers in (1, 2):
         name = f"w{workers}"
         done = train(
             toy_dataset, tmp_path, f"name={name}", f"workers={workers}", "steps=12", "precision=float64",
-            "evaluation.split=",
+            "evaluation.split=", "validation.every=6",
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         curves[workers] = [row["loss"] for row in rows(tmp_path / name)]
+        text = (tmp_path / name / "validation.jsonl").read_text()
+        scores[workers] = [json.loads(line)["chamfer"] for line in text.splitlines()]
+    assert len(scores[1]) == 2 and scores[1] == pytest.approx(scores[2], rel=1e-6)
     assert curves[1] == pytest.approx(curves[2], rel=1e-9)
     assert curves[1][0] != curves[1][-1]
 
 
-def wait_for_step(run: Path, step: int, process: subprocess.Popen[str], timeout: float = 120) -> None:
+def wait_for(
+    condition: Callable[[], object], process: subprocess.Popen[str] | None = None, timeout: float = 150
+) -> None:
+    """Wait until a condition holds, while a process runs."""
     deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        if (run / "checkpoints" / f"step-{step:08d}").exists():
-            return
-        assert process.poll() is None, f"ended early: {process.communicate()}"
+    while not condition():
+        assert process is None or process.poll() is None, f"ended early: {process.communicate()}"
+        assert time.monotonic() < deadline, f"not in {timeout} s"
         time.sleep(0.1)
-    raise AssertionError(f"no checkpoint of step {step} in {timeout} s")
 
 
-def start(data: Path, storage: Path, *arguments: str) -> subprocess.Popen[str]:
+def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
+    wait_for((run / "checkpoints" / f"step-{step:08d}").exists, process)
+
+
+def start(data: Path, storage: Path | str, *arguments: str) -> subprocess.Popen[str]:
     line = command("train", f"data={data}", f"storage={storage}", *SMALL_RUN, *arguments)
     return subprocess.Popen(line, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
@@ -226,6 +268,12 @@ def test_ctrl_c_and_sigterm_leave_a_checkpoint_to_continue_from(
     assert [row["step"] for row in rows(tmp_path / "stopped")] == list(range(1, step + 4))
 
 
+def test_validation_without_a_val_split_is_refused(tmp_path: Path):
+    index = write_samples(tmp_path / "data", [encoded(make_sample(f"ball/{i}")) for i in range(4)])
+    done = train(Path(index.root), tmp_path, "steps=2", "validation.every=2", "data.supervision_views=3", timeout=60)
+    assert done.returncode == 2 and "validation.every=2" in done.stderr and "val split" in done.stderr
+
+
 def test_two_drivers_of_one_run_are_refused(toy_dataset: Path, tmp_path: Path):
     with run_lock(tmp_path / "busy"):
         done = train(toy_dataset, tmp_path, "name=busy", "steps=2", timeout=60)
@@ -276,7 +324,10 @@ def test_a_loss_that_is_not_finite_names_step_and_samples(toy_dataset: Path, tmp
         (["loss.grid=48"], 2, ["loss.grid=48", "64"]),
         (["data.categories=[lamp]"], 2, ["lamp", "brick"]),
         (["evaluation.split=exam"], 1, ["exam"]),
-        (["storage=s3://bucket/runs"], 2, ["storage"]),
+        (["storage=http://127.0.0.1/runs"], 2, ["storage=http", "only be read"]),
+        (["validation.every=2", "data.split=val"], 2, ["validation.every", "data.split=val"]),
+        (["evaluation.checkpoint=best"], 2, ["evaluation.checkpoint=best", "validation.every"]),
+        (["cluster.address=127.0.0.1:1"], 2, ["cluster.address=127.0.0.1:1", "no Ray cluster"]),
         (["storage=/dev/null"], 2, ["storage=/dev/null"]),
     ],
 )

@@ -163,3 +163,23 @@ def remove_remote(root: str, name: str) -> None:
         return
     except OSError as error:
         raise DataError(f"{join(root, name)}: can't be removed ({error})") from error
+
+
+def remove_tree(root: str) -> None:
+    """Remove everything below a root, if there is anything.
+
+    Raises:
+        DataError: it can't be removed; names it.
+    """
+    system, path = _filesystem(root, os.getpid())
+
+    def remove() -> None:
+        system.invalidate_cache()
+        system.rm(path, recursive=True)
+
+    try:
+        _try(remove)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise DataError(f"{root}: can't be removed ({error})") from error

@@ -67,3 +67,17 @@ def fail_together(message: str | None) -> None:
     told = [text for text in messages if text]
     if told:
         raise TrainingError("; ".join(told))
+
+
+def share(content: bytes | None, device: torch.device) -> bytes:
+    """Return rank 0's bytes on every rank. All ranks must call this; only rank 0's `content` is read."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return content or b""
+    size = torch.tensor([len(content or b"")], dtype=torch.int64, device=device)
+    dist.broadcast(size, src=0)
+    first = dist.get_rank() == 0
+    empty = torch.empty(int(size), dtype=torch.uint8)
+    values = (torch.frombuffer(bytearray(content or b""), dtype=torch.uint8) if first and content else empty).to(device)
+    if len(values):
+        dist.broadcast(values, src=0)
+    return values.cpu().numpy().tobytes()

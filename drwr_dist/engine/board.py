@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import ray
@@ -15,16 +16,18 @@ class Board:
         self._progress: dict[str, Any] = {}
         self._notices: list[str] = []
         self._stop = False
+        self._heard = time.monotonic()
 
     def post(self, progress: dict[str, Any], notices: list[str]) -> bool:
         """Take the newest progress and new notices from rank 0; return whether the driver wants to stop."""
+        self._heard = time.monotonic()
         self._progress = progress or self._progress
         self._notices += notices
         return self._stop
 
-    def read(self) -> tuple[dict[str, Any], list[str]]:
-        """Return the newest progress and all notices so far."""
-        return self._progress, self._notices
+    def read(self) -> tuple[dict[str, Any], list[str], float]:
+        """Return the newest progress, all notices so far, and the seconds since rank 0 last posted anything."""
+        return self._progress, self._notices, time.monotonic() - self._heard
 
     def request_stop(self) -> None:
         """Ask the workers to save a checkpoint and end."""

@@ -1,12 +1,14 @@
-"""Checkpoints on disk: `<run>/checkpoints/step-00000200/` with `state.pt` and `meta.json`.
+"""Checkpoints: `<run>/checkpoints/step-00000200/` with `state.pt` and `meta.json`, in a folder or at a URL.
 
-What is on disk is the truth: a checkpoint counts once its folder has its final name and its checksum holds, even
-where the process died before Ray heard of it. Writing goes to a temporary name, is flushed, then renamed.
+What is stored is the truth: a checkpoint counts once it is complete and its checksum holds, even where the process
+died before Ray heard of it. Writing goes to a temporary name, is flushed, then renamed; at a URL, which knows no
+renaming, `meta.json` comes last.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -17,43 +19,68 @@ from typing import Any
 
 import torch
 
-from drwr_dist.errors import TrainingError
+from drwr_dist.data.remote import is_remote, join, read_remote, remote_names, remove_remote, upload
+from drwr_dist.errors import DataError, DrwrError, TrainingError, UsageError
 
 FOLDER = "checkpoints"
+STATE, META = "state.pt", "meta.json"
+LOWER_IS_BETTER = ("chamfer",)  # validation metrics; of all others, more is better
 _NAME = re.compile(r"step-(\d{8})")
+
+Run = str | os.PathLike[str]  # folder or URL of a run
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """A checkpoint that was read: its state, its step, and the damaged ones that were passed over."""
+    """A checkpoint that was read and checked, and the damaged ones that were passed over."""
 
+    content: bytes  # of state.pt
     state: dict[str, Any]
+    meta: dict[str, Any]
     step: int
-    path: Path
-    damaged: tuple[str, ...]
+    path: str
+    damaged: tuple[str, ...] = ()  # a line each
+    damaged_names: tuple[str, ...] = ()
 
 
-def folders(run: Path) -> list[Path]:
-    """Return the checkpoint folders of a run, newest first; unfinished ones are not among them."""
-    found = [path for path in (run / FOLDER).glob("step-*") if _NAME.fullmatch(path.name)]
-    return sorted(found, reverse=True)
+def name_of(step: int) -> str:
+    """Return the name of the checkpoint after so many steps."""
+    return f"step-{step:08d}"
+
+
+def step_of(name: str) -> int:
+    """Return the step of a checkpoint's name."""
+    return int(name.removeprefix("step-"))
+
+
+def names(run: Run) -> list[str]:
+    """Return the checkpoints of a run, newest first; unfinished ones are not among them."""
+    place = _place(run)
+    if is_remote(place):
+        found = remote_names(join(place, FOLDER))
+    else:
+        found = [path.name for path in Path(place, FOLDER).glob("step-*")]
+    return sorted((name for name in found if _NAME.fullmatch(name)), reverse=True)
+
+
+# --- writing ---------------------------------------------------------------------------------------------------
 
 
 def write(run: Path, step: int, state: dict[str, Any], meta: dict[str, Any]) -> Path:
-    """Write the state after `step` steps and return its folder.
+    """Write the state after `step` steps into a run's folder and return the checkpoint's.
 
     Raises:
         TrainingError: the disk is full or the folder can't be written; earlier checkpoints stay as they are.
     """
-    final = run / FOLDER / f"step-{step:08d}"
+    final = run / FOLDER / name_of(step)
     partial = final.with_name(f".{final.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        torch.save(state, partial / "state.pt")
-        content = {"step": step, "sha256": _sha256(partial / "state.pt"), **meta}
-        (partial / "meta.json").write_text(json.dumps(content, indent=1))
-        for name in ("state.pt", "meta.json"):
+        torch.save(state, partial / STATE)
+        content = {"step": step, "sha256": _sha256(partial / STATE), **meta}
+        (partial / META).write_text(json.dumps(content, indent=1))
+        for name in (STATE, META):
             _flush(partial / name)
         if final.exists():
             shutil.rmtree(final)
@@ -68,49 +95,169 @@ def write(run: Path, step: int, state: dict[str, Any], meta: dict[str, Any]) -> 
     return final
 
 
-def prune(run: Path, keep: int) -> None:
-    """Remove all but the `keep` newest checkpoints of a run, and leftovers of interrupted writes."""
-    for path in folders(run)[keep:]:
-        shutil.rmtree(path, ignore_errors=True)
-    for path in (run / FOLDER).glob(".step-*.partial"):
+def send(run: Path, name: str, url: str) -> None:
+    """Copy a checkpoint of a run's folder to the run's URL.
+
+    Raises:
+        DataError: it can't be written; it doesn't count there then.
+    """
+    target = join(join(url, FOLDER), name)
+    remove_remote(target, META)  # what stands there, if anything, does not count while it is being replaced
+    upload(run / FOLDER / name / STATE, target)
+    upload(run / FOLDER / name / META, target)
+
+
+def prune(run: Run, keep: int, metric: str | None = None, drop: tuple[str, ...] = ()) -> None:
+    """Remove all but the `keep` newest checkpoints and the best one, and leftovers of interrupted writes.
+
+    Args:
+        run: folder or URL.
+        keep: how many of the newest stay.
+        metric: of the validation, that decides which is the best; None: none is.
+        drop: names of damaged checkpoints, which go.
+    """
+    place = _place(run)
+    sound = [name for name in names(run) if name not in drop]
+    best = best_of(run, metric, drop) if metric else None
+    for name in [*sound[keep:], *(name for name in names(run) if name in drop)]:
+        if name != best:
+            _remove(place, name)
+    for path in Path(place, FOLDER).glob(".step-*.partial") if not is_remote(place) else ():
         shutil.rmtree(path, ignore_errors=True)
 
 
-def load_newest(run: Path) -> Loaded | None:
+def _remove(place: str, name: str) -> None:
+    if is_remote(place):
+        for file in (META, STATE):  # without its meta.json it doesn't count
+            remove_remote(join(join(place, FOLDER), name), file)
+    else:
+        shutil.rmtree(Path(place, FOLDER, name), ignore_errors=True)
+
+
+# --- choosing and reading --------------------------------------------------------------------------------------
+
+
+def best_of(run: Run, metric: str, without: tuple[str, ...] = ()) -> str | None:
+    """Return the checkpoint with the best validation score, the earlier one of equals; None: none was validated.
+
+    Checkpoints whose names are in `without`, because they are damaged, do not count.
+    """
+    scores = {}
+    for name in reversed(names(run)):
+        value = _meta(run, name).get("validation", {}).get(metric)
+        if isinstance(value, (int, float)) and name not in without:
+            scores[name] = value if metric in LOWER_IS_BETTER else -value
+    return min(scores, key=scores.__getitem__) if scores else None
+
+
+def score_of(run: Run, name: str, metric: str) -> float:
+    """Return the validation score of a checkpoint that `best_of` named."""
+    return float(_meta(run, name)["validation"][metric])
+
+
+def is_better(score: float, best: float | None, metric: str) -> bool:
+    """Say whether a validation score beats the best one so far."""
+    if best is None:
+        return True
+    return score < best if metric in LOWER_IS_BETTER else score > best
+
+
+def choose(run: Run, which: str, metric: str) -> str | None:
+    """Return the name of the checkpoint that `last`, `best` or a step number names; None: there is none at all.
+
+    Raises:
+        UsageError: there are checkpoints, but not this one.
+    """
+    known = names(run)
+    if which == "last" or not known:
+        return known[0] if known else None
+    if which == "best":
+        best = best_of(run, metric)
+        if best is None:
+            raise UsageError(
+                f"checkpoint=best: {run} has no checkpoint with a validation score; train with validation.every=STEPS"
+            )
+        return best
+    name = name_of(int(which)) if which.isdigit() else which.rstrip("/").rsplit("/", 1)[-1]
+    if name not in known:
+        steps = ", ".join(str(step_of(entry)) for entry in known)
+        raise UsageError(f"checkpoint={which}: {run} has last, best and the steps {steps}")
+    return name
+
+
+def load_newest(run: Run) -> Loaded | None:
     """Read the newest sound checkpoint of a run, or return None where there is none yet.
 
     Raises:
         TrainingError: there are checkpoints, but every one of them is damaged.
     """
-    damaged: list[str] = []
-    for path in folders(run):
+    damaged: dict[str, str] = {}
+    for name in names(run):
         try:
-            state, step = read(path)
-            return Loaded(state, step, path, tuple(damaged))
+            found = load(run, name)
         except TrainingError as error:
-            damaged.append(str(error))
+            damaged[name] = str(error)
+            continue
+        return Loaded(
+            found.content, found.state, found.meta, found.step, found.path, tuple(damaged.values()), tuple(damaged)
+        )
     if damaged:
-        raise TrainingError(f"{run / FOLDER}: no sound checkpoint is left; {damaged[0]}; start afresh: overwrite=true")
+        first = next(iter(damaged.values()))
+        raise TrainingError(f"{run}/{FOLDER}: no sound checkpoint is left; {first}; start afresh: overwrite=true")
     return None
 
 
-def read(path: Path) -> tuple[dict[str, Any], int]:
-    """Read one checkpoint folder, return (state, step). Nothing in it can run code.
+def load(run: Run, name: str) -> Loaded:
+    """Read one checkpoint. Nothing in it can run code.
 
     Raises:
         TrainingError: a file is missing, its checksum is wrong, or it holds more than tensors and plain values.
+        DataError: the URL can't be reached; that says nothing about the checkpoint.
     """
+    path = join(join(_place(run), FOLDER), name)
     try:
-        meta = json.loads((path / "meta.json").read_text())
-        if _sha256(path / "state.pt") != meta["sha256"]:
-            raise TrainingError(f"{path / 'state.pt'}: damaged (its checksum differs from meta.json)")
-        state = torch.load(path / "state.pt", map_location="cpu", weights_only=True)
-        return state, int(meta["step"])
-    except TrainingError:
+        meta = json.loads(_read(run, name, META))
+        content = _read(run, name, STATE)
+        if hashlib.sha256(content).hexdigest() != meta["sha256"]:
+            raise TrainingError(f"{path}/{STATE}: damaged (its checksum differs from {META})")
+        if meta["step"] != step_of(name):
+            raise TrainingError(f"{path}/{META}: damaged (it says step {meta['step']})")
+        return Loaded(content, state_of(content), meta, step_of(name), path)
+    except DrwrError:
         raise
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise TrainingError(f"{path}: not a sound checkpoint: {reason}") from error
+
+
+def state_of(content: bytes) -> dict[str, Any]:
+    """Decode the bytes of a state.pt: tensors and plain values only, anything else is refused."""
+    state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    return state
+
+
+def _meta(run: Run, name: str) -> dict[str, Any]:
+    try:
+        meta = json.loads(_read(run, name, META))
+    except (OSError, ValueError):  # damaged: it has no score
+        return {}
+    return meta if isinstance(meta, dict) else {}
+
+
+def _read(run: Run, name: str, file: str) -> bytes:
+    place = _place(run)
+    if is_remote(place):
+        try:
+            return read_remote(join(join(place, FOLDER), name), file)
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # every protocol brings its own kinds of errors
+            raise DataError(f"{place}/{FOLDER}/{name}/{file}: can't be read ({error})") from error
+    return Path(place, FOLDER, name, file).read_bytes()
+
+
+def _place(run: Run) -> str:
+    return os.fspath(run).removeprefix("file://").rstrip("/")
 
 
 def _sha256(path: Path) -> str:

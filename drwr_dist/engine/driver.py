@@ -19,10 +19,13 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from rich.console import Console
 
 from drwr_dist.config import ClusterConfig, TrainConfig, to_plain
+from drwr_dist.data.remote import join
 from drwr_dist.engine.board import Board
 from drwr_dist.engine.loop import train_worker
+from drwr_dist.engine.nodes import check_reachable, check_shared
 from drwr_dist.engine.progress import TrainingProgress
 from drwr_dist.errors import TrainingError, UsageError
+from drwr_dist.storage import Storage
 from drwr_dist.validation import workers_range
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray's own list of checkpoints in the run's folder
@@ -54,6 +57,7 @@ def ray_session(cluster: ClusterConfig, most_workers: int) -> Iterator[None]:
     """Start Ray on this machine, or join the cluster that the configuration or RAY_ADDRESS names."""
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(cluster.timeout))
     address = os.environ.get("RAY_ADDRESS") or cluster.address
     quiet: dict[str, Any] = {
         "log_to_driver": cluster.verbose,
@@ -66,11 +70,25 @@ def ray_session(cluster: ClusterConfig, most_workers: int) -> Iterator[None]:
         cores = max(os.cpu_count() or 1, int(most_workers * cluster.cpus_per_worker + 1))
         ray.init(address="local", num_cpus=cores, include_dashboard=False, object_store_memory=OBJECT_STORE, **quiet)
     else:
-        ray.init(address=address, **quiet)
+        join_cluster(address, quiet)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def join_cluster(address: str, settings: dict[str, Any]) -> None:
+    """Connect to a running cluster.
+
+    Raises:
+        UsageError: there is none at this address.
+    """
+    check_reachable(address)
+    try:
+        ray.init(address=address, **settings)
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"cluster.address={address}: {reason}") from error
 
 
 def train(
@@ -92,9 +110,12 @@ def train(
         The workers' outcome: {"outcome": "finished" | "interrupted", "step": …, "skipped": …}.
 
     Raises:
+        UsageError: the nodes of the cluster don't share the run's folder or the dataset's.
         TrainingError: training failed; the message says why.
     """
-    run = Path(config.storage) / config.name
+    storage = Storage.at(join(config.storage, config.name))
+    run = storage.folder
+    check_shared(storage, config.data.path)
     # What lies on disk is the truth (see engine.checkpoint); Ray's list may be cut off or outdated after a kill.
     (run / SNAPSHOT).unlink(missing_ok=True)
     board = ray.remote(num_cpus=0)(Board).remote()
@@ -104,8 +125,8 @@ def train(
         torch_config=TorchConfig(timeout_s=config.cluster.timeout),
         scaling_config=scaling(config),
         run_config=RunConfig(
-            name=config.name,
-            storage_path=config.storage,
+            name=run.name,
+            storage_path=str(run.parent),
             failure_config=FailureConfig(max_failures=config.cluster.max_failures),
         ),
     )
@@ -145,7 +166,9 @@ def _fit_with_progress(
         shown = 0
         while thread.is_alive():
             thread.join(timeout=0.3)
-            shown = _show(progress, board, shown)
+            shown, silence = _show(progress, board, shown)
+            if silence > config.cluster.start_timeout and thread.is_alive():
+                raise TrainingError(f"no workers for {silence:.0f} s (cluster.start_timeout): {_shortage(config)}")
             if should_stop():
                 board.request_stop.remote()
     if "error" in box:
@@ -153,17 +176,26 @@ def _fit_with_progress(
     return dict(box["outcome"] or {"outcome": "failed", "message": "the workers ended without an outcome"})
 
 
-def _show(progress: TrainingProgress, board: Any, shown: int) -> int:
-    """Bring the progress and the notices up to date; return how many notices have been shown."""
+def _shortage(config: TrainConfig) -> str:
+    """Say what the workers need and what the cluster has."""
+    fewest, _ = workers_range(config.workers)
+    needs, found = scaling(config).resources_per_worker, ray.cluster_resources()
+    has = ", ".join(f"{name} {found.get(name, 0):g}" for name in needs or {})
+    wants = ", ".join(f"{name} {amount:g}" for name, amount in (needs or {}).items())
+    return f"{fewest} worker(s) of {wants} each are needed, the cluster has {has}; lower workers=…, or add nodes"
+
+
+def _show(progress: TrainingProgress, board: Any, shown: int) -> tuple[int, float]:
+    """Bring the progress and the notices up to date; return how many notices were shown, and rank 0's silence in s."""
     try:
-        values, notices = ray.get(board.read.remote(), timeout=5)
+        values, notices, silence = ray.get(board.read.remote(), timeout=5)
     except Exception:  # a busy machine: the next look will do
-        return shown
+        return shown, 0.0
     for notice in notices[shown:]:
         progress.notice(notice)
     if values:
         progress.update(values)
-    return len(notices)
+    return len(notices), silence
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -54,7 +53,7 @@ def initial_weights(init: str, config: TrainConfig, image_size: int) -> dict[str
 
 
 def _of_run(init: str, wanted: Mapping[str, object]) -> dict[str, Tensor]:
-    loaded = checkpoint.load_newest(Path(init))
+    loaded = checkpoint.load_newest(init)
     if loaded is None:
         raise UsageError(
             f"init={init}: no run with a checkpoint there; give the folder <storage>/<name> of a training run, or "

@@ -36,7 +36,8 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
                 worker.log(step, total, gradient_norm)
                 done = step + 1
                 ends = done == job["until"] or total.stop > 0
-                if ends or done == config.steps or done % config.checkpoint.every == 0:
+                best = worker.validate(done)
+                if best or ends or done == config.steps or done % config.checkpoint.every == 0:
                     worker.save(done)
                 if ends:
                     break

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -20,18 +22,24 @@ from torch.nn.parallel import DistributedDataParallel
 from drwr_dist.camera import world_to_camera_from_quaternion
 from drwr_dist.config import LossConfig, PoseConfig, TrainConfig
 from drwr_dist.data.index import load_index
+from drwr_dist.data.remote import join
 from drwr_dist.data.stream import Batch, SampleTable, batches
 from drwr_dist.engine import checkpoint, schedule
-from drwr_dist.engine.agreement import Tally, agree, fail_together
+from drwr_dist.engine.agreement import Tally, agree, fail_together, share
 from drwr_dist.engine.board import Courier
 from drwr_dist.engine.initial_weights import initial_weights
 from drwr_dist.engine.stragglers import Stragglers
-from drwr_dist.errors import TrainingError
+from drwr_dist.engine.uploads import Uploads
+from drwr_dist.engine.validation import SPLIT, Predictor, validate
+from drwr_dist.errors import DrwrError, TrainingError
 from drwr_dist.losses.draws import random_quaternions
 from drwr_dist.losses.hindsight import hindsight_loss
 from drwr_dist.losses.training import TrainingLoss, Views, active_terms, training_loss
 from drwr_dist.model import AllHeads, Prediction, build_network
-from drwr_dist.monitor import Monitor
+from drwr_dist.monitor import METRICS, TENSORBOARD, VALIDATION, Monitor
+from drwr_dist.poses import ALIGNED_OBJECTS, consensus, rotations
+from drwr_dist.run import CONFIG, TrainedRun
+from drwr_dist.storage import Storage
 
 
 class Worker:
@@ -43,11 +51,14 @@ class Worker:
         self.rank, self.world_size = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
         self.dtype = torch.float64 if config.precision == "float64" else torch.float32
-        self.run = Path(config.storage) / config.name
+        self.storage = Storage.at(join(config.storage, config.name))
+        self.run = self.storage.folder
 
         index = load_index(config.data.path)
         self.table = SampleTable.select(index, config.data.split, config.data.categories)
         self.plan = self.table.plan(config.seed, config.global_batch)
+        if config.validation.every:
+            self.held_out = SampleTable.select(index, SPLIT, config.data.categories)
 
         torch.manual_seed(config.seed)
         self.model = build_network(config, index.image_size).to(self.device, self.dtype)
@@ -55,9 +66,14 @@ class Worker:
             self.model.parameters(), lr=0.0, weight_decay=config.optimizer.weight_decay, fused=True
         )
         self.courier = Courier(board) if self.rank == 0 else None
+        self.best: float | None = None  # validation score
+        self.scores: dict[str, float] = {}  # of the validation after the last step, where there was one
+        self._damaged: tuple[str, ...] = ()  # checkpoints that were passed over
         self.start, self.skipped = self._restore()
         self.network = self._distributed()
-        self.monitor = Monitor(self.run, self.start) if self.rank == 0 else None
+        self.monitor = self._monitor() if self.rank == 0 else None
+        self.uploads = self._uploads() if self.rank == 0 else None
+        self._trouble: str | None = None  # what went wrong on this rank alone; told to all at the next agreement
         self.stragglers = Stragglers(self._names())
         self._terms = active_terms(config.loss) + (["student"] if config.pose.mode == "predict" else [])
         self._clock = (time.perf_counter(), 0.0)
@@ -68,10 +84,14 @@ class Worker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self.monitor:
-            self.monitor.__exit__(kind, error, trace)
-        if self.courier:
-            self.courier.close()
+        try:
+            if self.monitor:
+                self.monitor.__exit__(kind, error, trace)
+            if self.uploads:
+                self.uploads.close()
+        finally:
+            if self.courier:
+                self.courier.close()
 
     def _names(self) -> list[str]:
         names = [f"rank {self.rank} on {socket.gethostname()}, process {os.getpid()}"]
@@ -87,21 +107,60 @@ class Worker:
         devices = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
 
+    def _monitor(self) -> Monitor:
+        if self.storage.url:  # what an earlier attempt left on this node is not what is at the URL
+            for name in (checkpoint.FOLDER, TENSORBOARD):
+                shutil.rmtree(self.run / name, ignore_errors=True)
+        self.storage.fetch(METRICS, VALIDATION)
+        return Monitor(self.run, self.start)
+
+    def _uploads(self) -> Uploads:
+        assert self.courier
+        config, tell = self.config, self.courier.notice
+        metric = config.validation.metric
+        return Uploads(self.storage, config.checkpoint.keep, metric, config.cluster.timeout, tell)
+
     def _restore(self) -> tuple[int, int]:
-        """Load the newest sound checkpoint, if there is one; return (steps done, samples skipped so far)."""
-        loaded = checkpoint.load_newest(self.run)
-        if loaded is None:
-            if self.config.init is not None:
-                self.model.load_state_dict(initial_weights(self.config.init, self.config, self.model.image_size))
+        """Load the newest sound checkpoint, if there is one; return (steps done, samples skipped so far).
+
+        Rank 0 reads it and all others get its bytes: they can't come to different conclusions about what is newest.
+        """
+        found, problem = None, None
+        if self.rank == 0:
+            try:
+                found = self._read_newest()
+            except DrwrError as error:
+                problem = str(error)
+        fail_together(problem)
+        step, best = json.loads(share(json.dumps(found[1:] if found else (0, None)).encode(), self.device))
+        self.best = best
+        content = share(found[0].content if found else None, self.device)
+        if not content:
             return 0, 0
-        self.model.load_state_dict(loaded.state["model"])
-        self.optimizer.load_state_dict(loaded.state["optimizer"])
-        torch.set_rng_state(loaded.state["random"])
-        if self.courier:
-            for damage in loaded.damaged:
-                self.courier.notice(f"passed over a damaged checkpoint: {damage}")
-            self.courier.notice(f"resuming after step {loaded.step} from {loaded.path}")
-        return loaded.step, int(loaded.state["skipped"])
+        state = checkpoint.state_of(content)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["random"])
+        return step, int(state["skipped"])
+
+    def _read_newest(self) -> tuple[checkpoint.Loaded, int, float | None] | None:
+        """Return the newest sound checkpoint, its step and the best validation score so far (rank 0)."""
+        assert self.courier
+        if not self.storage.url and not (self.run / CONFIG).exists():  # a node that joined later, say
+            raise TrainingError(f"{self.run}: the node {socket.gethostname()} does not see this folder of the run")
+        loaded = checkpoint.load_newest(self.storage.address)
+        if loaded is None:
+            if self.config.init is not None:  # the other ranks get these weights from DDP
+                self.model.load_state_dict(initial_weights(self.config.init, self.config, self.model.image_size))
+            return None
+        for damage in loaded.damaged:
+            self.courier.notice(f"passed over a damaged checkpoint: {damage}")
+        self.courier.notice(f"resuming after step {loaded.step} from {loaded.path}")
+        self._damaged = loaded.damaged_names
+        metric = self.config.validation.metric
+        best = checkpoint.best_of(self.storage.address, metric, loaded.damaged_names)
+        score = checkpoint.score_of(self.storage.address, best, metric) if best else None
+        return loaded, loaded.step, score
 
     def batches(self) -> Iterator[tuple[int, Batch]]:
         """Yield (step, this rank's part of its global batch) from where the run stands to its last step."""
@@ -153,16 +212,17 @@ class Worker:
 
     def _tally_of(self, batch: Batch) -> Tally:
         bad = float(len(batch.failures))
+        trouble = float(self._trouble is not None)
         skip = self.config.data.on_bad_sample == "skip"
         stop = self.courier is not None and self.courier.stop_requested
-        return Tally(skipped=bad if skip else 0.0, failed=0.0 if skip else bad, stop=float(stop))
+        return Tally(skipped=bad if skip else 0.0, failed=trouble + (0.0 if skip else bad), stop=float(stop))
 
     def agree(self, step: int, batch: Batch, tally: Tally) -> Tally:
         """Sum the tally over all ranks; raise TrainingError on all of them where the step must not be made."""
         total, busy = agree(tally, self._busy, self.device)
         self.stragglers.add(busy)
         if total.failed:
-            fail_together(batch.failures[0].reason if batch.failures else None)
+            fail_together(self._trouble or (batch.failures[0].reason if batch.failures else None))
         if total.not_finite:
             suspects = ", ".join(self._suspects) if tally.not_finite else ""
             fail_together(
@@ -219,25 +279,77 @@ class Worker:
         self.courier.progress(step=done, **row)
         self._clock = (since, count)
         if due:
-            self.monitor.log(done, row | {"straggler_seconds": wait})
+            try:
+                self.monitor.log(done, row | {"straggler_seconds": wait})
+            except OSError as error:
+                self._trouble = f"{self.run / METRICS}: can't be written: {error}; make room and run the command again"
             self._clock = (time.perf_counter(), 0.0)
+
+    def validate(self, steps_done: int) -> bool:
+        """Score the validation split, where that is due; return whether the weights are the best so far."""
+        config = self.config.validation
+        self.scores = {}
+        if not config.every or (steps_done % config.every and steps_done != self.config.steps):
+            return False
+        self.scores = validate(
+            self._predictor(), self.held_out, config.views, self.config.data.background,
+            self.config.data.on_bad_sample == "skip", self.rank, self.world_size,
+        )  # fmt: skip
+        if config.metric not in self.scores:
+            raise TrainingError(
+                f"validation.metric={config.metric}: no object of the val split of {self.table.index.root} has ground "
+                "truth; set validation.metric=silhouette_iou"
+            )
+        score = self.scores[config.metric]
+        is_best = checkpoint.is_better(score, self.best, config.metric)
+        self.best = score if is_best else self.best
+        if self.monitor and self.courier:
+            self.monitor.validation(steps_done, self.scores)
+            note = "the best so far" if is_best else f"best: {self.best:.4f}"
+            self.courier.notice(f"step {steps_done}: validation {config.metric} {score:.4f} ({note})")
+        return is_best
+
+    def _predictor(self) -> Predictor:
+        self.model.eval()
+        turn = torch.eye(3)
+        if self.config.pose.mode != "known":  # the network chose the frame: how it lies is found on training objects
+            image_size = self.table.index.image_size
+            run = TrainedRun(self.run, self.config, image_size, self.start, self.model)
+            known, believed = rotations(run, self.table, self.device, limit=ALIGNED_OBJECTS)
+            turn = consensus(known.mT @ believed).float()
+
+        @torch.no_grad()
+        def predict(images: torch.Tensor) -> torch.Tensor:
+            points: torch.Tensor = self.model(images.to(self.device, self.dtype))
+            return points.float().cpu() @ turn.mT
+
+        return predict
 
     def save(self, steps_done: int) -> None:
         """Write a checkpoint (rank 0) and report it to Ray (all ranks)."""
-        problem, path = None, None
-        if self.rank == 0:
+        path = None
+        if self.rank == 0 and not self._trouble:
             try:
-                path = checkpoint.write(self.run, steps_done, self._state(), {"seed": self.config.seed})
-                checkpoint.prune(self.run, self.config.checkpoint.keep)
-            except TrainingError as error:
-                problem = str(error)
-        fail_together(problem)
+                path = self._write(steps_done)
+            except (DrwrError, OSError) as error:
+                self._trouble = str(error)
+        fail_together(self._trouble)
         ray.train.report(
-            {"step": steps_done},
+            {"step": steps_done, **{f"validation_{name}": value for name, value in self.scores.items()}},
             checkpoint=ray.train.Checkpoint(str(path)) if path else None,
-            checkpoint_dir_name=f"{checkpoint.FOLDER}/step-{steps_done:08d}",
+            checkpoint_dir_name=f"{checkpoint.FOLDER}/{checkpoint.name_of(steps_done)}",
             checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
         )
+
+    def _write(self, steps_done: int) -> Path:
+        assert self.monitor and self.uploads
+        meta = {"seed": self.config.seed} | ({"validation": self.scores} if self.scores else {})
+        path = checkpoint.write(self.run, steps_done, self._state(), meta)
+        checkpoint.prune(self.run, self.config.checkpoint.keep, self.config.validation.metric, self._damaged)
+        self.monitor.flush()
+        self.uploads.add(path.name, self._damaged)
+        self._damaged = tuple(name for name in self._damaged if name != path.name)
+        return path
 
     def _state(self) -> dict[str, Any]:
         return {

@@ -1,0 +1,172 @@
+"""Runs in a bucket of a real S3-compatible server, and folders that nodes do not share."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+
+import fsspec
+import pytest
+import torch
+from test_shards_remote import Proxy, _own_cache, bucket, first, forget_connections, s3_server, serve  # noqa: F401
+from test_train import start, train, wait_for
+from toy import drwr, rows
+
+from drwr_dist.engine import checkpoint, uploads
+from drwr_dist.engine.uploads import Uploads
+from drwr_dist.errors import DataError, TrainingError, UsageError
+from drwr_dist.storage import Storage
+
+
+def state(value: float) -> dict[str, object]:
+    return {"model": {"weight": torch.full((3,), value)}, "skipped": 0}
+
+
+def write(storage: Storage, step: int, **scores: float) -> str:
+    return checkpoint.write(storage.folder, step, state(step), {"validation": scores} if scores else {}).name
+
+
+class TestBucket:
+    def test_files_go_there_and_come_back(self, bucket: str):  # noqa: F811
+        storage = Storage.at(f"{bucket}/runs/one")
+        (storage.folder / "predictions" / "chair").mkdir(parents=True)
+        (storage.folder / "result.json").write_text("{}")
+        (storage.folder / "predictions" / "chair" / "a.00.ply").write_text("ply")
+        storage.publish("result.json", "predictions", "not there")
+        assert fsspec.filesystem("s3").cat_file(f"{storage.url}/predictions/chair/a.00.ply") == b"ply"
+        (storage.folder / "result.json").write_text("old")
+        (storage.folder / "config.yaml").write_text("of another run")
+        storage.fetch("result.json", "config.yaml")
+        assert (storage.folder / "result.json").read_text() == "{}"
+        assert not (storage.folder / "config.yaml").exists(), "what is not at the URL is not in its working copy"
+        assert storage.clear() == ["predictions", "result.json"] and storage.clear() == []
+
+    def test_checkpoints_are_uploaded_pruned_and_read_back(self, bucket: str):  # noqa: F811
+        storage, told = Storage.at(f"{bucket}/run"), []
+        sender = Uploads(storage, keep=2, metric="chamfer", timeout=30, tell=told.append)
+        for step, score in ((10, 3.0), (20, 1.0), (30, 2.0), (40, 2.5), (50, 2.6)):
+            sender.add(write(storage, step, chamfer=score))
+            wait_for(lambda: not sender._waiting)
+        sender.close()
+        assert checkpoint.names(storage.address) == ["step-00000050", "step-00000040", "step-00000020"] and not told
+        loaded = checkpoint.load_newest(storage.address)
+        assert loaded and loaded.step == 50 and torch.equal(loaded.state["model"]["weight"], torch.full((3,), 50.0))
+        assert checkpoint.choose(storage.address, "best", "chamfer") == "step-00000020"
+
+    def test_a_damaged_object_is_passed_over_and_a_lost_connection_is_not_damage(
+        self,
+        bucket: str,  # noqa: F811
+        monkeypatch: pytest.MonkeyPatch,
+    ):
+        storage = Storage.at(f"{bucket}/run")
+        for step in (10, 20):
+            checkpoint.send(storage.folder, write(storage, step), str(storage.url))
+        system, path = fsspec.filesystem("s3"), f"{storage.url}/checkpoints/step-00000020/state.pt"
+        content = bytearray(system.cat_file(path))
+        content[len(content) // 2] ^= 1
+        system.pipe_file(path, bytes(content))
+        loaded = checkpoint.load_newest(storage.address)
+        assert loaded and loaded.step == 10 and loaded.damaged_names == ("step-00000020",)
+        system.rm(f"{storage.url}/checkpoints/step-00000020/meta.json")
+        loaded = checkpoint.load_newest(storage.address)
+        assert loaded and loaded.step == 10, "without meta.json the upload was not finished"
+        monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
+        forget_connections()
+        with pytest.raises(DataError):
+            checkpoint.load_newest(storage.address)
+        with pytest.raises(DataError):
+            checkpoint.best_of(storage.address, "chamfer")
+
+    def test_uploads_do_not_block_and_what_waits_is_bounded(
+        self,
+        bucket: str,  # noqa: F811
+        monkeypatch: pytest.MonkeyPatch,
+    ):
+        storage, told, gate = Storage.at(f"{bucket}/run"), [], threading.Event()
+        send = checkpoint.send
+
+        def slow(*arguments: object) -> None:
+            gate.wait(30)
+            send(*arguments)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(checkpoint, "send", slow)
+        sender = Uploads(storage, keep=1, metric="chamfer", timeout=30, tell=told.append)
+        for step in range(1, 8):
+            name = write(storage, step, chamfer=1.0 if step == 2 else 5.0)
+            checkpoint.prune(storage.folder, 1, "chamfer")
+            sender.add(name)
+        assert len(sender._waiting) <= 3, "the one being sent, the best and the newest"
+        gate.set()
+        sender.close()
+        assert checkpoint.names(storage.address) == ["step-00000007", "step-00000002"]
+        assert any("step-00000004" in line and "newer" in line for line in told)
+
+    def test_a_failing_upload_is_told_tried_again_and_ends_the_run_with_an_error(
+        self,
+        bucket: str,  # noqa: F811
+        s3_server: str,  # noqa: F811
+        monkeypatch: pytest.MonkeyPatch,
+    ):
+        monkeypatch.setattr(uploads, "AGAIN", 0.1)
+        with serve(Proxy(s3_server)) as (url, proxy):
+            monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
+            forget_connections()
+            storage, told = Storage.at(f"{bucket}/run"), []
+            sender = Uploads(storage, keep=2, metric="chamfer", timeout=30, tell=told.append)
+            proxy.fault = first(20, "500", "")
+            sender.add(write(storage, 10))
+            sender.close()
+            assert told and "upload failed" in told[0] and told[-1] == "uploads work again"
+            assert checkpoint.names(storage.address) == ["step-00000010"]
+            stubborn = Uploads(storage, keep=2, metric="chamfer", timeout=1, tell=told.append)
+            proxy.fault = first(10**6, "500", "")
+            stubborn.add(write(storage, 20))
+            with pytest.raises(TrainingError, match=rf"gave up after 1 s: the checkpoints are in {storage.folder}"):
+                stubborn.close()
+        forget_connections()
+
+
+def test_urls_that_cannot_be_written_are_refused():
+    with pytest.raises(UsageError, match=r"storage=http://.*only be read"):
+        Storage.at("http://127.0.0.1:1/runs")
+    with pytest.raises(UsageError, match="storage=nonsense://"):
+        Storage.at("nonsense://bucket/runs")
+
+
+@pytest.mark.slow
+def test_a_run_in_a_bucket_is_killed_resumed_and_evaluated(
+    bucket: str,  # noqa: F811
+    toy_dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """SIGKILL, then the same command on a machine that has never seen the run; then evaluation from the bucket."""
+    runs = f"{bucket}/deep/runs"
+    settings = ("workers=2", "steps=80", "checkpoint.every=5", "validation.every=20", "precision=float64")
+    process = start(toy_dataset, runs, "name=far", *settings)
+    wait_for(lambda: "step-00000010" in checkpoint.names(f"{runs}/far"), process)
+    process.kill()
+    process.communicate()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "another machine"))
+    done = train(toy_dataset, runs, "name=far", *settings)
+    assert done.returncode == 0, done.stderr
+    assert "resuming after step" in done.stdout and f"results:      {runs}/far/result.json" in done.stdout
+    near = train(toy_dataset, tmp_path, "name=near", *settings)
+    assert near.returncode == 0, near.stderr
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "a third machine"))
+    far = Storage.at(f"{runs}/far")
+    far.fetch("metrics.jsonl", "validation.jsonl", "result.json")
+    one, other = rows(far.folder), rows(tmp_path / "near")
+    assert [row["step"] for row in one] == list(range(1, 81))
+    assert [row["loss"] for row in one] == pytest.approx([row["loss"] for row in other], rel=1e-8)
+    result = json.loads((far.folder / "result.json").read_text())
+    assert result["step"] == 80 and "test" in result["splits"]
+    assert checkpoint.names(far.address)[:2] == ["step-00000080", "step-00000075"]
+    validated = drwr("evaluate", f"run={runs}/far", "split=val", "checkpoint=best")
+    assert validated.returncode == 0, validated.stderr
+    again = train(toy_dataset, runs, "name=far", *settings)
+    assert again.returncode == 0, again.stderr
+    fresh = train(toy_dataset, runs, "name=far", "steps=2", "overwrite=true", "evaluation.split=")
+    assert fresh.returncode == 0 and "overwrite=true: removed from s3://" in fresh.stdout, fresh.stderr
+    assert checkpoint.names(far.address) == ["step-00000002"]
