@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -61,6 +62,11 @@ class Monitor:
         for key, tag in TAGS.items():
             if key in row:
                 self._writer.add_scalar(tag, row[key], step)
+
+    def skips(self, step: int, counts: Mapping[str, int]) -> None:
+        """Write how many samples of each shard were skipped so far."""
+        for shard, count in counts.items():
+            self._writer.add_scalar(f"data/skipped/{shard}", count, step)
 
     def validation(self, step: int, row: dict[str, Any]) -> None:
         """Write the scores on the validation split after `step` steps: validation.jsonl, and a tag for each score."""

@@ -35,10 +35,10 @@ def main(arguments: Sequence[str]) -> int:
     """Run the verb."""
     config = resolve_paths(load_options(TrainConfig, arguments, verb="train"))
     validate(config)
+    storage = Storage.at(join(config.storage, config.name))
     index = load_index(config.data.path)
     table = check_against_data(config, index)
     console = Console()
-    storage = Storage.at(join(config.storage, config.name))
     with driver.run_lock(storage.folder):
         prepare(storage, config, index, console)
         if is_complete(storage, config):
@@ -55,7 +55,9 @@ def main(arguments: Sequence[str]) -> int:
             console.print(f"interrupted after step {outcome['step']}; the same command continues from there")
             return INTERRUPTED
         if outcome["skipped"]:
-            console.print(f"{outcome['skipped']} damaged samples were skipped (data.on_bad_sample=skip)")
+            counts = ", ".join(f"{shard}: {count}" for shard, count in sorted(outcome["skips"].items()))
+            line = f"{outcome['skipped']} damaged samples were skipped (data.on_bad_sample=skip): {counts}"
+            console.print(line, highlight=False, soft_wrap=True)
         show(storage.address, config, finish(storage, config, console), console)
     return 0
 

@@ -101,6 +101,7 @@ class Failure:
 
     key: str
     reason: str
+    shard: str = ""
 
 
 @dataclass
@@ -163,7 +164,8 @@ class SampleStream(Dataset[Example | Failure]):
         try:
             return self._example(epoch, sample)
         except DataError as error:
-            return Failure(self.table.keys[sample], str(error))
+            shard = self.table.index.shards[self.table.places[sample][0]].url
+            return Failure(self.table.keys[sample], str(error), shard)
 
     def views_of(self, epoch: int, sample: int, views: int) -> tuple[int, list[int]]:
         """Return (input view, supervision views) in an epoch of a sample that has so many views."""

@@ -7,6 +7,8 @@ goes on with an empty contribution, and all ranks end together at the same step 
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -67,6 +69,15 @@ def fail_together(message: str | None) -> None:
     told = [text for text in messages if text]
     if told:
         raise TrainingError("; ".join(told))
+
+
+def count_together(names: Iterable[str]) -> Counter[str]:
+    """Count names over all ranks; all ranks must call this and get the same counts."""
+    parts = [Counter(names)]
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        parts *= dist.get_world_size()
+        dist.all_gather_object(parts, parts[0])
+    return sum(parts, Counter())
 
 
 def share(content: bytes | None, device: torch.device) -> bytes:

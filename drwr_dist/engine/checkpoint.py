@@ -63,6 +63,11 @@ def names(run: Run) -> list[str]:
     return sorted((name for name in found if _NAME.fullmatch(name)), reverse=True)
 
 
+def folders(run: Path) -> list[Path]:
+    """Return the checkpoints of a run that lies in a folder, newest first."""
+    return [run / FOLDER / name for name in names(run)]
+
+
 # --- writing ---------------------------------------------------------------------------------------------------
 
 

@@ -58,6 +58,8 @@ def ray_session(cluster: ClusterConfig, most_workers: int) -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(cluster.timeout))
+    # Seconds for a placement group. One that a lost node keeps from coming is tried again, up to start_timeout.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
     address = os.environ.get("RAY_ADDRESS") or cluster.address
     quiet: dict[str, Any] = {
         "log_to_driver": cluster.verbose,

@@ -19,7 +19,8 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
             or None for the last step of all}.
 
     Returns:
-        {"outcome": "finished" | "interrupted" | "failed", "step": steps done, "skipped": samples, "message": …}.
+        {"outcome": "finished" | "interrupted" | "failed", "step": steps done, "skipped": samples, "skips": those of
+        each shard, "message": …}.
         Failures that a restart can't mend are returned rather than raised: Ray would only try them again.
     """
     config = from_plain(job["config"])
@@ -42,6 +43,6 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
                 if ends:
                     break
             outcome = "finished" if done >= config.steps else "interrupted"
-            return {"outcome": outcome, "step": done, "skipped": worker.skipped}
+            return {"outcome": outcome, "step": done, "skipped": worker.skipped, "skips": dict(worker.skips)}
     except DrwrError as error:
         return {"outcome": "failed", "message": str(error)}

@@ -7,6 +7,7 @@ import os
 import shutil
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -25,7 +26,7 @@ from drwr_dist.data.index import load_index
 from drwr_dist.data.remote import join
 from drwr_dist.data.stream import Batch, SampleTable, batches
 from drwr_dist.engine import checkpoint, schedule
-from drwr_dist.engine.agreement import Tally, agree, fail_together, share
+from drwr_dist.engine.agreement import Tally, agree, count_together, fail_together, share
 from drwr_dist.engine.board import Courier
 from drwr_dist.engine.initial_weights import initial_weights
 from drwr_dist.engine.stragglers import Stragglers
@@ -69,7 +70,8 @@ class Worker:
         self.best: float | None = None  # validation score
         self.scores: dict[str, float] = {}  # of the validation after the last step, where there was one
         self._damaged: tuple[str, ...] = ()  # checkpoints that were passed over
-        self.start, self.skipped = self._restore()
+        self.skips: Counter[str] = Counter()  # shard -> samples that were skipped so far, over all ranks
+        self.start = self._restore()
         self.network = self._distributed()
         self.monitor = self._monitor() if self.rank == 0 else None
         self.uploads = self._uploads() if self.rank == 0 else None
@@ -120,8 +122,8 @@ class Worker:
         metric = config.validation.metric
         return Uploads(self.storage, config.checkpoint.keep, metric, config.cluster.timeout, tell)
 
-    def _restore(self) -> tuple[int, int]:
-        """Load the newest sound checkpoint, if there is one; return (steps done, samples skipped so far).
+    def _restore(self) -> int:
+        """Load the newest sound checkpoint, if there is one; return the steps that are done.
 
         Rank 0 reads it and all others get its bytes: they can't come to different conclusions about what is newest.
         """
@@ -136,12 +138,13 @@ class Worker:
         self.best = best
         content = share(found[0].content if found else None, self.device)
         if not content:
-            return 0, 0
+            return 0
         state = checkpoint.state_of(content)
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["random"])
-        return step, int(state["skipped"])
+        self.skips = Counter(state.get("skips", {}))
+        return int(step)
 
     def _read_newest(self) -> tuple[checkpoint.Loaded, int, float | None] | None:
         """Return the newest sound checkpoint, its step and the best validation score so far (rank 0)."""
@@ -231,9 +234,22 @@ class Worker:
                 if suspects
                 else None
             )
-        self.skipped += int(total.skipped)
-        self._limit_skips(step)
+        if total.skipped:
+            self._count_skips(step, batch)
         return total
+
+    @property
+    def skipped(self) -> int:
+        """How many samples were skipped so far."""
+        return self.skips.total()
+
+    def _count_skips(self, step: int, batch: Batch) -> None:
+        news = count_together(failure.shard for failure in batch.failures)
+        for shard in sorted(set(news) - set(self.skips)):
+            if self.courier:
+                self.courier.notice(f"step {step}: skipping samples of {shard} that can't be used")
+        self.skips += news
+        self._limit_skips(step)
 
     def _limit_skips(self, step: int) -> None:
         seen = min(step + 1, self.config.steps) * self.config.global_batch
@@ -281,6 +297,7 @@ class Worker:
         if due:
             try:
                 self.monitor.log(done, row | {"straggler_seconds": wait})
+                self.monitor.skips(done, self.skips)
             except OSError as error:
                 self._trouble = f"{self.run / METRICS}: can't be written: {error}; make room and run the command again"
             self._clock = (time.perf_counter(), 0.0)
@@ -356,7 +373,7 @@ class Worker:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "random": torch.get_rng_state(),
-            "skipped": self.skipped,
+            "skips": dict(self.skips),
         }
 
     def describe(self, config_yaml: str) -> None:
