@@ -59,9 +59,15 @@ class ModelConfig:
 class PoseConfig:
     """Where the cameras of the judging views come from."""
 
-    mode: str = "known"  # known | predict | random: the dataset's; from each view's image, as DPC; a baseline
-    candidates: int = 4  # predict: cameras proposed per view, of which the best one in hindsight is trained
-    student_weight: float = 20.0  # predict: weight of the student's distance from the best candidate
+    mode: str = "known"  # known | predict | random: the dataset's; the network's own, from images alone; a baseline
+    proposals: str = "search"  # predict: search | network: try directions all around; or candidates as in DPC
+    student_weight: float = 0.03  # predict: weight of the distance of what the network believes from the best camera
+    azimuths: int = 24  # search: directions around the object that are tried
+    elevations: int = 5  # search: heights that are tried, between the two ends of pose.elevation
+    elevation: list[float] = field(default_factory=lambda: [-20.0, 40.0])  # search: degrees, of the lowest and highest
+    softness: float = 0.7  # search: how freely cameras are drawn at first, in standard deviations of their costs
+    softness_end: float = 0.1  # search: and from three fifths of the steps on
+    candidates: int = 4  # network: cameras proposed per view, of which the best one in hindsight is trained
 
 
 @dataclass

@@ -24,7 +24,7 @@ from drwr_dist.data.sample import composite
 from drwr_dist.data.stream import SampleTable, as_tensor
 from drwr_dist.errors import DataError, UsageError
 from drwr_dist.point_cloud import write_mat, write_ply
-from drwr_dist.poses import ALIGNED_OBJECTS, consensus, pose_metrics, rotations
+from drwr_dist.poses import ALIGNED_OBJECTS, alignment_of, alignments, pose_metrics, rotations
 from drwr_dist.results import RESULT_TEXT, print_table, write_result
 from drwr_dist.run import RESULT, TrainedRun, load_run, untrained_model
 from drwr_dist.scores import object_metrics, summarise
@@ -69,9 +69,9 @@ def evaluate_run(run: TrainedRun, options: EvaluateOptions, console: Console) ->
     predictor = network_predictor(run.model.to(device), device)
     poses = None
     if run.config.pose.mode != "known":
-        alignment = predicted_frame(run, index, device)
-        predictor = aligned(predictor, alignment)
-        poses = pose_metrics(*rotations(run, table, device), alignment)
+        frames = predicted_frames(run, index, device)
+        predictor = aligned(predictor, frames)
+        poses = pose_metrics(rotations(run, table, device), frames)
     save = functools.partial(save_predictions, run.path, options)
     block = measure(predictor, table, run.config, save, f"{options.split}: trained", console)
     if poses is not None:
@@ -83,19 +83,18 @@ def evaluate_run(run: TrainedRun, options: EvaluateOptions, console: Console) ->
     return block
 
 
-def predicted_frame(run: TrainedRun, index: DatasetIndex, device: torch.device) -> Tensor:
-    """Return the rotation [3, 3] from the frame that the network chose to the object frame.
+def predicted_frames(run: TrainedRun, index: DatasetIndex, device: torch.device) -> dict[str, Tensor]:
+    """Return the rotation [3, 3] from the frame that the network chose for each category to the object frame.
 
     Found on the training split, so that what is evaluated has no say in it.
     """
     training = SampleTable.select(index, run.config.data.split, run.config.data.categories)
-    known, believed = rotations(run, training, device, limit=ALIGNED_OBJECTS)
-    return consensus(known.mT @ believed)
+    return alignments(rotations(run, training, device, limit=ALIGNED_OBJECTS))
 
 
-def aligned(predictor: Predictor, alignment: Tensor) -> Predictor:
-    """Wrap a predictor whose points are to be rotated by [3, 3]."""
-    return lambda images, category: predictor(images, category) @ alignment.mT.float()
+def aligned(predictor: Predictor, frames: dict[str, Tensor]) -> Predictor:
+    """Wrap a predictor whose points are to be rotated by the alignment of their category."""
+    return lambda images, category: predictor(images, category) @ alignment_of(frames, category).mT.float()
 
 
 def save_predictions(run: Path, options: EvaluateOptions, key: str, points: Tensor) -> None:

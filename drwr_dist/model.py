@@ -14,27 +14,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, pad
 
-from drwr_dist.config import ModelConfig, TrainConfig
+from drwr_dist.config import ModelConfig, PoseConfig, TrainConfig
 from drwr_dist.errors import UsageError
+from drwr_dist.initialisers import scale_variance, truncated_normal
+from drwr_dist.pose_heads import LEAK, DirectionHead, PoseHeads, pose_head
 
-LEAK = 0.2  # slope of the leaky ReLU below 0
 SCALE_STD = 0.025  # of the weights of the occupancies' scale at the start
-POSE_WIDTH = 32  # of the layers that turn features into a quaternion
 HALVINGS = 5  # of the image's side, down to the features that are flattened
 
 
 def build_network(config: TrainConfig, image_size: int) -> PointNetwork:
     """Build the network of a run: with pose heads, where it is to predict its cameras. As `build_model`."""
-    return build_model(config.model, image_size, config.pose.candidates if config.pose.mode == "predict" else 0)
+    return build_model(config.model, image_size, config.pose)
 
 
-def build_model(config: ModelConfig, image_size: int, pose_candidates: int = 0) -> PointNetwork:
+def build_model(config: ModelConfig, image_size: int, pose: PoseConfig | None = None) -> PointNetwork:
     """Build the network that the configuration asks for, freshly initialised from torch's global seed.
 
     Args:
         config: architecture and its sizes.
         image_size: pixels, the side of the square images; a multiple of 32.
-        pose_candidates: cameras proposed per image; 0: no pose heads.
+        pose: heads for cameras, where its mode is predict; None: none.
 
     Returns:
         A module from images [B, 3, H, W] in [0, 1] to points [B, N, 3].
@@ -49,7 +49,7 @@ def build_model(config: ModelConfig, image_size: int, pose_candidates: int = 0) 
             raise UsageError(f"model.{key} must be at least 1, got {getattr(config, key)}")
     if image_size < 1 or image_size % 2**HALVINGS:
         raise UsageError(f"the image size must be a multiple of {2**HALVINGS}, got {image_size}")
-    return PointNetwork(config, image_size, pose_candidates)
+    return PointNetwork(config, image_size, pose)
 
 
 class Prediction(NamedTuple):
@@ -59,6 +59,7 @@ class Prediction(NamedTuple):
     scale: Tensor | None = None  # [B] in [0, 1], factor of the occupancies; None without its head
     candidates: Tensor | None = None  # [B, V, K, 4], quaternions of the cameras proposed for V images of each object
     student: Tensor | None = None  # [B, V, 4], the camera that is believed
+    beliefs: Tensor | None = None  # [B, V, G], logits of directions, where cameras are searched
 
     def select(self, rows: slice) -> Prediction:
         """Return the predictions of some images."""
@@ -76,12 +77,12 @@ class Prediction(NamedTuple):
 class PointNetwork(nn.Module):
     """Encoder and decoder in sequence."""
 
-    def __init__(self, config: ModelConfig, image_size: int, pose_candidates: int = 0) -> None:
+    def __init__(self, config: ModelConfig, image_size: int, pose: PoseConfig | None = None) -> None:
         super().__init__()
         self.image_size = image_size
         self.encoder = Encoder(config.channels, config.hidden, image_size)
         self.decoder = Decoder(config.hidden, config.points, config.decoder_std, config.scale_head)
-        self.pose = PoseHeads(config.hidden, pose_candidates) if pose_candidates else None
+        self.pose = pose_head(config.hidden, pose) if pose and pose.mode == "predict" else None
 
     def forward(self, images: Tensor) -> Tensor:
         """Return points [B, N, 3] in [-0.5, 0.5]³ for images [B, 3, H, W] in [0, 1].
@@ -105,24 +106,25 @@ class PointNetwork(nn.Module):
         points, scale = self.decoder(codes), self.decoder.scale(codes)
         if view_images is None:
             return Prediction(points, scale)
-        candidates, student = self.poses(view_images.flatten(0, 1))
         objects, views = view_images.shape[:2]
+        found = self._pose_head()(self.encoder.features(view_images.flatten(0, 1)))
         # Every size by name: a rank may have no object, and -1 means nothing then.
-        candidates = candidates.view(objects, views, candidates.shape[1], 4)
-        return Prediction(points, scale, candidates, student.view(objects, views, 4))
+        split = {name: part.view(objects, views, *part.shape[1:]) for name, part in found.items()}
+        return Prediction(points, scale, **split)
 
-    def poses(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the cameras that the network sees in images [L, 3, H, W]: candidates [L, K, 4] and student [L, 4].
-
-        Quaternions (w, x, y, z) of any length, for `camera.world_to_camera_from_quaternion`.
+    def cameras(self, images: Tensor) -> Tensor:
+        """Return the cameras that the network sees in images [L, 3, H, W]: `world_to_camera` [L, 4, 4].
 
         Raises:
             ValueError: the network has no pose heads.
         """
+        head = self._pose_head()
+        return head.cameras(head(self.encoder.features(images)))
+
+    def _pose_head(self) -> PoseHeads | DirectionHead:
         if self.pose is None:
             raise ValueError("this network has no pose heads: it was built for known cameras (pose.mode)")
-        candidates, student = self.pose(self.encoder.features(images))
-        return candidates, student
+        return self.pose
 
 
 class AllHeads(nn.Module):
@@ -155,7 +157,7 @@ class Encoder(nn.Module):
             self.add_module(name, nn.Linear(width, hidden))
             width = hidden
         for module in self.children():
-            _scale_variance(module)
+            scale_variance(module)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return codes [B, hidden] for images [B, 3, H, W] in [0, 1]."""
@@ -172,43 +174,17 @@ class Encoder(nn.Module):
         return x
 
 
-class PoseHeads(nn.Module):
-    """Cameras from the encoder's features: K candidates that compete, and the student that learns from the best.
-
-    As in DPC: one dense layer, then a small network of three layers for each candidate and for the student.
-    """
-
-    def __init__(self, hidden: int, candidates: int) -> None:
-        super().__init__()
-        self.shared = nn.Linear(hidden, hidden)
-        self.branches = nn.ModuleList(_pose_branch(hidden) for _ in range(candidates + 1))
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                _scale_variance(module)
-
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Return quaternions of candidates [L, K, 4] and student [L, 4] for features [L, hidden]."""
-        x = torch.relu(self.shared(features))
-        *candidates, student = (branch(x) for branch in self.branches)
-        return torch.stack(candidates, dim=1), student
-
-
-def _pose_branch(hidden: int) -> nn.Sequential:
-    layers = [nn.Linear(hidden, POSE_WIDTH), nn.LeakyReLU(LEAK), nn.Linear(POSE_WIDTH, POSE_WIDTH)]
-    return nn.Sequential(*layers, nn.LeakyReLU(LEAK), nn.Linear(POSE_WIDTH, 4))
-
-
 class Decoder(nn.Module):
     """One fully connected layer and tanh / 2: codes [B, hidden] to points [B, N, 3]; perhaps one more for the scale."""
 
     def __init__(self, hidden: int, points: int, std: float, scale_head: bool = False) -> None:
         super().__init__()
         self.fully_connected = nn.Linear(hidden, 3 * points)
-        _truncated_normal(self.fully_connected.weight, std)
+        truncated_normal(self.fully_connected.weight, std)
         nn.init.zeros_(self.fully_connected.bias)
         self.fully_connected_3 = nn.Linear(hidden, 1) if scale_head else None
         if self.fully_connected_3:
-            _truncated_normal(self.fully_connected_3.weight, SCALE_STD)
+            truncated_normal(self.fully_connected_3.weight, SCALE_STD)
             nn.init.zeros_(self.fully_connected_3.bias)
 
     def scale(self, codes: Tensor) -> Tensor | None:
@@ -256,19 +232,3 @@ def tensorflow_name(parameter: str) -> str:
 def _numbered(name: str, index: int) -> str:
     """Return TensorFlow's name of the layer: the first has no number."""
     return f"{name}_{index}" if index else name
-
-
-def _scale_variance(module: nn.Module) -> None:
-    """Initialise as slim's variance_scaling_initializer: truncated normal, variance 2 / fan_in; biases 0.
-
-    1.3 makes up for the variance that cutting the normal off at two standard deviations takes away.
-    """
-    assert isinstance(module, nn.Conv2d | nn.Linear)
-    assert module.bias is not None
-    fan_in = module.weight[0].numel()
-    _truncated_normal(module.weight, math.sqrt(1.3 * 2 / fan_in))
-    nn.init.zeros_(module.bias)
-
-
-def _truncated_normal(weight: Tensor, std: float) -> None:
-    nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)

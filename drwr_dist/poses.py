@@ -1,21 +1,22 @@
 """How well a run that predicts its cameras knows them: rotations, the frame that it chose, and errors.
 
-Nothing tells the network which way the object frame lies. It chooses a frame of its own, the same for all objects,
-and its cameras fit that frame: R_believed p' = R_known p. One rotation A for the whole dataset takes points p' of
-its frame to the object frame, p = A p', and every view says what it should be: A = R_knownᵀ R_believed.
+Nothing tells the network which way the object frame lies. It chooses a frame of its own for each category, the same
+for all of its objects, and its cameras fit that frame: R_believed p' = R_known p. One rotation A for each category
+takes points p' of that frame to the object frame, p = A p', and every view says what it should be:
+A = R_knownᵀ R_believed.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from drwr_dist.camera import world_to_camera_from_quaternion
 from drwr_dist.data.sample import composite
 from drwr_dist.data.stream import SampleTable, as_tensor
-from drwr_dist.losses.draws import random_quaternions
+from drwr_dist.losses.random_cameras import random_cameras
 from drwr_dist.model import PointNetwork
 from drwr_dist.run import TrainedRun
 
@@ -25,18 +26,24 @@ _ROUNDS = 5  # of averaging over the inliers
 
 DEFINITIONS = {
     "rotation_error_median": "median over objects and views of the angle between the believed and the known camera "
-    "rotation, after the one rotation between the two frames (degrees)",
+    "rotation, after the rotation between the two frames of the object's category (degrees)",
     "accuracy_30": "fraction of these angles below 30 degrees",
-    "alignment": "rotation from the predicted frame to the object frame, found on the training split; predictions, "
-    "and with them all distances, are rotated by it",
+    "alignment": "of each category: rotation from the predicted frame to the object frame, found on the training "
+    "split; predictions, and with them all distances, are rotated by it",
 }
 
 
+class Rotations(NamedTuple):
+    """Of the camera of every view of some objects."""
+
+    known: Tensor  # float64 [M, 3, 3]
+    believed: Tensor  # float64 [M, 3, 3]
+    categories: list[str]  # M
+
+
 @torch.no_grad()
-def rotations(
-    run: TrainedRun, table: SampleTable, device: torch.device, limit: int | None = None
-) -> tuple[Tensor, Tensor]:
-    """Return the known and the believed rotation of the camera of every view: float64 [M, 3, 3] each.
+def rotations(run: TrainedRun, table: SampleTable, device: torch.device, limit: int | None = None) -> Rotations:
+    """Return the known and the believed rotation of the camera of every view.
 
     Under `pose.mode=random`, the baseline, the believed ones are drawn at random.
 
@@ -44,23 +51,36 @@ def rotations(
         run: predicts cameras, or has random ones.
         table: the objects.
         device: where the network is.
-        limit: so many objects at most, evenly spread over the table.
+        limit: so many objects of each category at most, evenly spread over the table.
     """
     assert isinstance(run.model, PointNetwork)
-    numbers = range(len(table.keys))
-    known, believed = [], []
-    for number in numbers[:: max(1, -(-len(numbers) // limit)) if limit else 1]:
+    known, believed, categories = [], [], []
+    for number in _spread(table, limit):
         sample = table.read(number)
         if run.config.pose.mode == "random":
-            quaternions = random_quaternions([sample.key], len(sample.images), run.config.seed, 0)[0]
+            cameras = random_cameras(run.config.pose, [sample.key], len(sample.images), run.config.seed, 0)[0]
         else:
             images = composite(sample.images, sample.masks, run.config.data.background)
             parameter = next(run.model.parameters())
-            _, student = run.model.poses(torch.stack([as_tensor(image) for image in images]).to(parameter))
-            quaternions = student.double().cpu()
+            cameras = run.model.cameras(torch.stack([as_tensor(image) for image in images]).to(parameter))
         known.append(torch.from_numpy(sample.world_to_camera[:, :3, :3]))
-        believed.append(world_to_camera_from_quaternion(quaternions)[:, :3, :3])
-    return torch.cat(known), torch.cat(believed)
+        believed.append(cameras[:, :3, :3].double().cpu())
+        categories += [_category(sample.key)] * len(cameras)
+    return Rotations(torch.cat(known), torch.cat(believed), categories)
+
+
+def alignments(found: Rotations) -> dict[str, Tensor]:
+    """Return the rotation [3, 3] from the predicted frame to the object frame of each category; under "", of all."""
+    proposals = found.known.mT @ found.believed
+    names = np.array(found.categories)
+    return {"": consensus(proposals)} | {
+        category: consensus(proposals[torch.from_numpy(names == category)]) for category in sorted(set(names))
+    }
+
+
+def alignment_of(frames: dict[str, Tensor], category: str) -> Tensor:
+    """Return the alignment of a category; one that was not trained on has that of all."""
+    return frames.get(category, frames[""])
 
 
 def angles(a: Tensor, b: Tensor) -> Tensor:
@@ -86,16 +106,37 @@ def consensus(proposals: Tensor) -> Tensor:
     return centre
 
 
-def pose_metrics(known: Tensor, believed: Tensor, alignment: Tensor) -> dict[str, Any]:
-    """Measure believed against known camera rotations [M, 3, 3], given the rotation [3, 3] between the frames."""
-    errors = angles(known @ alignment, believed)
+def pose_metrics(found: Rotations, frames: dict[str, Tensor]) -> dict[str, Any]:
+    """Measure believed against known camera rotations, given the rotation between the frames of each category."""
+    turns = torch.stack([alignment_of(frames, category) for category in found.categories])
+    errors = angles(found.known @ turns, found.believed)
+    names = np.array(found.categories)
+    return _summary(errors) | {
+        "categories": {name: _summary(errors[torch.from_numpy(names == name)]) for name in sorted(set(names))},
+        "alignment": {name: turn.tolist() for name, turn in frames.items() if name},
+        "definitions": DEFINITIONS,
+    }
+
+
+def _summary(errors: Tensor) -> dict[str, Any]:
     return {
         "rotation_error_median": float(errors.median()),
         "accuracy_30": float((errors < ACCURATE).double().mean()),
         "views": len(errors),
-        "alignment": alignment.tolist(),
-        "definitions": DEFINITIONS,
     }
+
+
+def _category(key: str) -> str:
+    return key.split("/")[0]
+
+
+def _spread(table: SampleTable, limit: int | None) -> list[int]:
+    """Return the numbers of all objects, or of so many of each category, evenly spread."""
+    by_category: dict[str, list[int]] = {}
+    for number, key in enumerate(table.keys):
+        by_category.setdefault(_category(key), []).append(number)
+    chosen = [numbers[:: max(1, -(-len(numbers) // limit)) if limit else 1] for numbers in by_category.values()]
+    return sorted(number for numbers in chosen for number in numbers)
 
 
 def _nearest_rotation(matrix: Tensor) -> Tensor:

@@ -104,7 +104,7 @@ def print_table(console: Console, split: str, block: dict[str, Any]) -> None:
         poses = block["poses"]
         console.print(
             f"predicted cameras: median rotation error {poses['rotation_error_median']:.1f}°, "
-            f"{poses['accuracy_30']:.0%} within 30° ({poses['views']} views, after one alignment found in training)",
+            f"{poses['accuracy_30']:.0%} within 30° ({poses['views']} views; aligned per category)",
             highlight=False,
             soft_wrap=True,
         )

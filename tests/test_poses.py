@@ -14,14 +14,14 @@ from drwr_dist.camera import world_to_camera_from_quaternion
 from drwr_dist.config import LoaderConfig, LossConfig, ModelConfig, PoseConfig, TrainConfig
 from drwr_dist.data.index import load_index
 from drwr_dist.data.stream import SampleTable, batches
-from drwr_dist.engine.worker import objective
+from drwr_dist.engine.objective import objective
 from drwr_dist.errors import UsageError
 from drwr_dist.evaluate import EvaluateOptions, aligned, evaluate_run
 from drwr_dist.losses.draws import random_quaternions
 from drwr_dist.losses.hindsight import hindsight_loss, squared_half_sine
 from drwr_dist.losses.training import Views, training_loss
 from drwr_dist.model import AllHeads, build_network
-from drwr_dist.poses import angles, consensus, pose_metrics
+from drwr_dist.poses import Rotations, alignment_of, alignments, angles, consensus, pose_metrics
 from drwr_dist.run import TrainedRun
 from drwr_dist.validation import validate
 
@@ -122,30 +122,38 @@ class TestFrames:
     def test_a_network_that_is_right_in_its_own_frame_has_no_error(self) -> None:
         known, frame = rotation(50), rotation(1)[0]
         believed = known @ frame
-        alignment = consensus(known.mT @ believed)
-        metrics = pose_metrics(known, believed, alignment)
+        other = rotation(1)[0]
+        both = Rotations(torch.cat((known, known)), torch.cat((believed, known @ other)), ["car"] * 50 + ["sofa"] * 50)
+        frames = alignments(both)
+        metrics = pose_metrics(both, frames)
         assert metrics["rotation_error_median"] < 1e-5 and metrics["accuracy_30"] == 1
+        assert metrics["categories"]["sofa"]["views"] == 50 and set(metrics["alignment"]) == {"car", "sofa"}
         points = torch.rand(2, 9, 3)
         in_its_frame = points @ frame.float()  # p' = Aᵀ p, as a row
-        predictor = aligned(lambda images, category: in_its_frame, alignment)
-        torch.testing.assert_close(predictor(points, ""), points, atol=1e-5, rtol=0)
+        predictor = aligned(lambda images, category: in_its_frame, frames)
+        torch.testing.assert_close(predictor(points, "car"), points, atol=1e-5, rtol=0)
+        torch.testing.assert_close(frames["sofa"], other)
+        assert alignment_of(frames, "boat") is frames[""], "what was not trained on has the frame of all"
 
     def test_random_cameras_are_wrong(self) -> None:
         known, believed = rotation(400), rotation(400)
-        metrics = pose_metrics(known, believed, consensus(known.mT @ believed))
+        found = Rotations(known, believed, ["chair"] * 400)
+        metrics = pose_metrics(found, alignments(found))
         assert metrics["rotation_error_median"] > 90 and metrics["accuracy_30"] < 0.1
 
 
-def config(data: str, mode: str) -> TrainConfig:
+def config(data: str, mode: str, proposals: str = "network") -> TrainConfig:
     model = ModelConfig(points=40, channels=2, hidden=8)
-    result = TrainConfig(model=model, loss=LossConfig(grid=16), pose=PoseConfig(mode=mode, candidates=3))
+    pose = PoseConfig(mode=mode, proposals=proposals, candidates=3, azimuths=6, elevations=2)
+    result = TrainConfig(model=model, loss=LossConfig(grid=16), pose=pose)
     result.data.path, result.data.supervision_views = data, 3
     return result
 
 
 @pytest.mark.parametrize("mode", ["predict", "random"])
-def test_from_shards_to_gradients_and_results(mode: str, tmp_path: Path) -> None:
-    settings = config(make_balls(tmp_path / "data").root, mode)
+@pytest.mark.parametrize("proposals", ["search", "network"])
+def test_from_shards_to_gradients_and_results(mode: str, proposals: str, tmp_path: Path) -> None:
+    settings = config(make_balls(tmp_path / "data").root, mode, proposals)
     validate(settings)
     index = load_index(settings.data.path)
     table = SampleTable.select(index, "train")
@@ -158,7 +166,10 @@ def test_from_shards_to_gradients_and_results(mode: str, tmp_path: Path) -> None
     prediction = AllHeads(network)(batch.images, batch.view_images)
     if mode == "predict":
         assert batch.view_images is not None and batch.view_images.shape == (2, 3, 3, 32, 32)
-        assert prediction.candidates.shape == (2, 3, 3, 4) and prediction.student.shape == (2, 3, 4)
+        shapes = {name: part.shape for name, part in prediction._asdict().items() if part is not None}
+        shapes.pop("points")
+        by_search = {"beliefs": (2, 3, 12)}
+        assert shapes == (by_search if proposals == "search" else {"candidates": (2, 3, 3, 4), "student": (2, 3, 4)})
     loss = objective(prediction, batch, settings.loss, settings.pose, 0, 0)
     other = batch.select(slice(0, 2))
     other.world_to_camera = torch.zeros_like(batch.world_to_camera)
@@ -172,10 +183,12 @@ def test_from_shards_to_gradients_and_results(mode: str, tmp_path: Path) -> None
     assert block["overall"]["chamfer"] > 0
 
 
-def test_a_rank_without_an_object_takes_part_with_a_zero_gradient() -> None:
-    network = build_network(config("", "predict"), 32)
+@pytest.mark.parametrize("proposals", ["search", "network"])
+def test_a_rank_without_an_object_takes_part_with_a_zero_gradient(proposals: str) -> None:
+    network = build_network(config("", "predict", proposals), 32)
     prediction = AllHeads(network)(torch.zeros(0, 3, 32, 32), torch.zeros(0, 3, 3, 32, 32))
-    assert prediction.candidates.shape == (0, 3, 3, 4)
+    expected = (0, 3, 12) if proposals == "search" else (0, 3, 3, 4)
+    assert (prediction.beliefs if proposals == "search" else prediction.candidates).shape == expected
     prediction.nothing().backward()
     assert all(parameter.grad is not None and not parameter.grad.any() for parameter in network.parameters())
 
@@ -187,10 +200,14 @@ def test_random_cameras_depend_on_sample_and_step() -> None:
 
 
 def test_impossible_settings_are_refused() -> None:
-    for pose in (PoseConfig(mode="guess"), PoseConfig(candidates=0), PoseConfig(student_weight=0)):
+    wrong = (
+        {"mode": "guess"}, {"candidates": 0}, {"student_weight": 0}, {"proposals": "all"}, {"azimuths": 3},
+        {"elevation": [40.0, -20.0]}, {"elevation": [0.0]}, {"softness_end": 0.0},
+    )  # fmt: skip
+    for pose in (PoseConfig(**values) for values in wrong):
         with pytest.raises(UsageError, match=r"pose\."):
             validate(TrainConfig(pose=pose))
     with pytest.raises(ValueError, match="no pose heads"):
-        build_network(TrainConfig(model=ModelConfig(points=4, channels=1, hidden=4)), 32).poses(
+        build_network(TrainConfig(model=ModelConfig(points=4, channels=1, hidden=4)), 32).cameras(
             torch.rand(1, 3, 32, 32)
         )

@@ -12,7 +12,7 @@ from shard_tools import encoded, make_sample, write_samples
 from drwr_dist.config import DataConfig, LoaderConfig, LossConfig, PoseConfig, TrainConfig
 from drwr_dist.data.stream import Batch, SampleTable, batches
 from drwr_dist.data.verify import verify_dataset
-from drwr_dist.engine.worker import objective
+from drwr_dist.engine.objective import objective
 from drwr_dist.errors import DataError
 from drwr_dist.evaluate import measure
 from drwr_dist.model import Prediction

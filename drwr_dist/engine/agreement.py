@@ -92,3 +92,24 @@ def share(content: bytes | None, device: torch.device) -> bytes:
     if len(values):
         dist.broadcast(values, src=0)
     return values.cpu().numpy().tobytes()
+
+
+def gather_rows(rows: torch.Tensor) -> tuple[torch.Tensor, slice]:
+    """Put the rows [M, C] of all ranks together, M differing from rank to rank. All ranks must call this.
+
+    Returns:
+        All rows in the order of ranks, and where this rank's own are. No gradient flows.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return rows, slice(0, len(rows))
+    count = torch.tensor([len(rows)], device=rows.device)
+    counts = [torch.zeros_like(count) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, count)
+    sizes = [int(each) for each in counts]
+    padded = rows.new_zeros(max(sizes), rows.shape[1])
+    padded[: len(rows)] = rows
+    parts = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(parts, padded)
+    start = sum(sizes[: dist.get_rank()])
+    together = [part[:size] for part, size in zip(parts, sizes, strict=True)]
+    return torch.cat(together), slice(start, start + len(rows))

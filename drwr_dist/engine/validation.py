@@ -21,8 +21,8 @@ from drwr_dist.scores import mean_row, object_metrics
 
 SPLIT = "val"  # never the test split: what chooses a checkpoint must not be what judges it
 
-# images [V, 3, H, W] of one object -> points [V, N, 3], object frame
-Predictor = Callable[[Tensor], Tensor]
+# images [V, 3, H, W] of one object, its category -> points [V, N, 3], object frame
+Predictor = Callable[[Tensor, str], Tensor]
 Row = dict[str, float]
 
 
@@ -71,7 +71,7 @@ def _score(predict: Predictor, table: SampleTable, number: int, views: int, back
     sample = table.read(number, with_points=True)
     shown = slice(0, views)
     images = composite(sample.images[shown], sample.masks[shown], background)
-    points = predict(torch.stack([as_tensor(image) for image in images]))
+    points = predict(torch.stack([as_tensor(image) for image in images]), sample.key.split("/")[0])
     if not torch.isfinite(points).all():
         raise DataError(f"validation: {sample.key}: the network's prediction is not finite")
     row = object_metrics(points, sample)

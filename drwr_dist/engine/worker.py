@@ -18,27 +18,26 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 from ray.train.v2.api.report_config import CheckpointUploadMode
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from drwr_dist.camera import world_to_camera_from_quaternion
-from drwr_dist.config import LossConfig, PoseConfig, TrainConfig
+from drwr_dist.config import TrainConfig
 from drwr_dist.data.index import load_index
 from drwr_dist.data.remote import join
 from drwr_dist.data.stream import Batch, SampleTable, batches
 from drwr_dist.engine import checkpoint, schedule
-from drwr_dist.engine.agreement import Tally, agree, count_together, fail_together, share
+from drwr_dist.engine.agreement import Tally, agree, count_together, fail_together, gather_rows, share
 from drwr_dist.engine.board import Courier
 from drwr_dist.engine.initial_weights import initial_weights
+from drwr_dist.engine.objective import not_finite_keys, objective
 from drwr_dist.engine.stragglers import Stragglers
 from drwr_dist.engine.uploads import Uploads
 from drwr_dist.engine.validation import SPLIT, Predictor, validate
 from drwr_dist.errors import DrwrError, TrainingError
-from drwr_dist.losses.draws import random_quaternions
-from drwr_dist.losses.hindsight import hindsight_loss
-from drwr_dist.losses.training import TrainingLoss, Views, active_terms, training_loss
+from drwr_dist.losses.training import active_terms
 from drwr_dist.model import AllHeads, Prediction, build_network
 from drwr_dist.monitor import METRICS, TENSORBOARD, VALIDATION, Monitor
-from drwr_dist.poses import ALIGNED_OBJECTS, consensus, rotations
+from drwr_dist.poses import ALIGNED_OBJECTS, alignment_of, alignments, rotations
 from drwr_dist.run import CONFIG, TrainedRun
 from drwr_dist.storage import Storage
 
@@ -191,9 +190,14 @@ class Worker:
         tally = self._tally_of(batch)
         self._busy = time.perf_counter() - self._begin  # from here on, DDP waits for the slowest rank
         if not batch.keys:
+            if prediction.beliefs is not None:
+                gather_rows(prediction.beliefs.new_zeros(0, 2 * prediction.beliefs.shape[-1]).double())
             torch.autograd.backward(prediction.nothing())  # takes part in the all-reduce with a zero gradient
             return tally
-        losses = objective(prediction, batch, loss_config, self.config.pose, self.config.seed, step)
+        progress = step / max(1, self.config.steps)
+        losses = objective(
+            prediction, batch, loss_config, self.config.pose, self.config.seed, step, progress, gather_rows
+        )
         # DDP averages over ranks; this weight makes that the mean over the samples of the global batch.
         planned = self.plan.batch_size(step)
         torch.autograd.backward(losses.total * (len(batch.keys) * self.world_size / planned))
@@ -328,17 +332,16 @@ class Worker:
 
     def _predictor(self) -> Predictor:
         self.model.eval()
-        turn = torch.eye(3)
+        frames: dict[str, Tensor] = {"": torch.eye(3)}
         if self.config.pose.mode != "known":  # the network chose the frame: how it lies is found on training objects
             image_size = self.table.index.image_size
             run = TrainedRun(self.run, self.config, image_size, self.start, self.model)
-            known, believed = rotations(run, self.table, self.device, limit=ALIGNED_OBJECTS)
-            turn = consensus(known.mT @ believed).float()
+            frames = alignments(rotations(run, self.table, self.device, limit=ALIGNED_OBJECTS))
 
         @torch.no_grad()
-        def predict(images: torch.Tensor) -> torch.Tensor:
-            points: torch.Tensor = self.model(images.to(self.device, self.dtype))
-            return points.float().cpu() @ turn.mT
+        def predict(images: Tensor, category: str) -> Tensor:
+            points: Tensor = self.model(images.to(self.device, self.dtype))
+            return points.float().cpu() @ alignment_of(frames, category).mT.float()
 
         return predict
 
@@ -380,35 +383,3 @@ class Worker:
         """Write the resolved configuration to TensorBoard (rank 0, once)."""
         if self.monitor and self.start == 0:
             self.monitor.text("config", config_yaml)
-
-
-def objective(
-    prediction: Prediction, batch: Batch, config: LossConfig, pose: PoseConfig, seed: int = 0, step: int = 0
-) -> TrainingLoss:
-    """Evaluate the loss of a batch: predictions against its silhouettes, under the cameras that `pose` says."""
-    views = Views(batch.world_to_camera, batch.masks, batch.smooth, batch.focal_length, batch.view_mask)
-    if pose.mode == "predict":
-        assert prediction.candidates is not None and prediction.student is not None
-        proposed = (prediction.candidates, prediction.student)
-        return hindsight_loss(
-            prediction.points, *proposed, views, config, pose.student_weight,
-            scale=prediction.scale, keys=batch.keys, seed=seed, step=step,
-        )  # fmt: skip
-    if pose.mode == "random":
-        quaternions = random_quaternions(batch.keys, batch.masks.shape[1], seed, step).to(batch.masks)
-        views = views._replace(world_to_camera=world_to_camera_from_quaternion(quaternions))
-    return training_loss(
-        prediction.points, views, config, scale=prediction.scale, keys=batch.keys, seed=seed, step=step
-    )
-
-
-@torch.no_grad()
-def not_finite_keys(prediction: Prediction, batch: Batch, config: LossConfig, pose: PoseConfig) -> list[str]:
-    """Return the keys of the samples whose own loss is not finite (all keys, where it is only their sum)."""
-    suspects = []
-    for row, key in enumerate(batch.keys):
-        part = slice(row, row + 1)
-        own, alone = prediction.select(part), batch.select(part)
-        if not torch.isfinite(objective(own, alone, config, pose).total):
-            suspects.append(key)
-    return suspects or list(batch.keys)

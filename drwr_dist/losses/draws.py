@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 # Separates the random streams; numbers below 10 belong to `drwr_dist.data.plan`.
-DROPOUT, SILHOUETTE, POSE = 11, 12, 13
+DROPOUT, SILHOUETTE, POSE, DIRECTION, CHOICE = 11, 12, 13, 14, 15
 
 
 def kept_points(count: int, keep: float, seed: int, step: int) -> Tensor:
@@ -44,8 +44,10 @@ def uniform_numbers(keys: Sequence[str], views: int, count: int, seed: int, step
 
     Those of a view depend on (seed, step, key, place of the view) alone.
     """
-    rows = [
-        np.random.default_rng((seed, SILHOUETTE, step, zlib.crc32(key.encode()))).random((views, count, 3))
-        for key in keys
-    ]
-    return torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, views, count, 3, dtype=torch.float64)
+    return uniform_per_view(keys, (views, count, 3), SILHOUETTE, seed, step)
+
+
+def uniform_per_view(keys: Sequence[str], shape: tuple[int, ...], stream: int, seed: int, step: int) -> Tensor:
+    """Return numbers in [0, 1): float64 [len(keys), *shape], a function of (seed, stream, step, key) and the place."""
+    rows = [np.random.default_rng((seed, stream, step, zlib.crc32(key.encode()))).random(shape) for key in keys]
+    return torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, *shape, dtype=torch.float64)
