@@ -6,9 +6,9 @@ all directions costs little here, because nothing is rendered: the predicted poi
 direction, counted in a coarse grid, and compared with every silhouette of the object.
 
 A camera is then drawn from the posterior: how well its silhouette fits, times what the network believes from the
-view's image (which ties the frames of all objects together), balanced so that over the batch all azimuths are used
-alike (else a few directions that fit first take all views). The draw is nearly free at first and settles to the
-best. The network learns the posterior; at prediction time, where there is no silhouette, its belief is the camera.
+view's image (which ties the frames of all objects together), balanced at first so that over the batch all azimuths
+are used alike (else a few directions that fit first take all views). The draw is nearly free at first and settles to
+the best. The network learns the posterior; at prediction time, where there is no silhouette, its belief is the camera.
 """
 
 from __future__ import annotations
@@ -121,24 +121,28 @@ def silhouette_costs(points: Tensor, cameras: Tensor, views: Views) -> Tensor:
     return _costs(points, cameras, focal, masks)
 
 
-def balanced(logits: Tensor, azimuths: int) -> Tensor:
-    """Return probabilities whose rows sum to 1 and in which all azimuths have about the same share of all rows.
+def balanced(logits: Tensor, azimuths: int, strength: float = 1.0) -> Tensor:
+    """Return probabilities whose rows sum to 1, and in which all azimuths have about the same share of all rows.
 
-    Sinkhorn's iteration; rows come last, so that they are exact.
+    Sinkhorn's iteration, relaxed: an azimuth pays for what it has too much of, in part.
 
     Args:
         logits: [M, G], cells as in `DirectionGrid`.
         azimuths: cells in a full turn.
+        strength: 1: the shares are the same but for the last round; 0: nothing is balanced.
 
     Returns:
         [M, G].
     """
-    even = math.log(max(len(logits), 1) / azimuths)
+    if not len(logits):
+        return logits
+    even = math.log(len(logits) / azimuths)
+    cells = logits.view(len(logits), -1, azimuths)
+    price = cells.new_zeros(azimuths)
     for _ in range(_BALANCING):
-        share = logits.log_softmax(-1).view(len(logits), logits.shape[-1] // azimuths, azimuths)
-        excess = torch.logsumexp(share.flatten(0, 1), 0) - even if len(share) else share.new_zeros(azimuths)
-        logits = (share - excess).flatten(1)
-    return logits.softmax(-1)
+        share = (cells - price).flatten(1).log_softmax(-1).view_as(cells)
+        price = strength * (price + torch.logsumexp(share, (0, 1)) - even)
+    return (cells - price).flatten(1).softmax(-1)
 
 
 def _posterior(
@@ -158,7 +162,8 @@ def _posterior(
     fit, belief = rows.chunk(2, -1)
     spread = fit.std(-1).mean().clamp(min=torch.finfo(costs.dtype).tiny)
     softness = pose.softness * (pose.softness_end / pose.softness) ** min(1.0, progress / SETTLED)
-    shares = balanced(min(1.0, progress / _TRUSTED) * belief - fit / (softness * spread), azimuths)
+    logits = min(1.0, progress / _TRUSTED) * belief - fit / (softness * spread)
+    shares = balanced(logits, azimuths, max(0.0, 1 - progress / SETTLED))
     result = torch.full(costs.shape, 1 / costs.shape[-1], dtype=torch.float64, device=costs.device)
     result[there] = shares[own]
     return result
