@@ -68,12 +68,19 @@ def table(
         every: show every trial, else the best of each category and those that run or failed.
     """
     ranks = mean_ranks(trials, categories, metric)
-    shown = Table(box=SIMPLE, padding=(0, 1, 0, 0), title=f"{SPLIT}: {metric}", caption=caption, caption_justify="left")
+    shown = Table(
+        expand=True,
+        box=SIMPLE,
+        padding=(0, 1, 0, 0),
+        title=f"{SPLIT}: {metric}",
+        caption=caption,
+        caption_justify="left",
+    )
     widths = {"#": 2, "trial": max((len(trial.id) for trial in trials), default=5), "value": 6, "shared #": 8}
     for name in ("#", "trial", "value", "shared #", "step", "state"):
         justify: Literal["left", "right"] = "left" if name in ("trial", "state") else "right"
         shown.add_column(name, justify=justify, no_wrap=True, min_width=widths.get(name, len(FINISHED)))
-    shown.add_column("parameters, reason", overflow="ellipsis", no_wrap=True)
+    shown.add_column("parameters, reason", overflow="ellipsis", no_wrap=True, ratio=1)
     for category in categories:
         placed = ranking(trials, category, metric)
         rest = [t for t in trials if t.category == category and t not in placed and t.state != PENDING]

@@ -27,6 +27,7 @@ from drwr_dist.sweep.early import goes_on, rungs
 from drwr_dist.sweep.measuring import loss_of, measure_on_validation, training_seconds
 from drwr_dist.sweep.space import apply
 from drwr_dist.sweep.trials import FAILED, FINISHED, RUNNING, STOPPED, Trial
+from drwr_dist.validation import validate
 
 STOP = ".stop"  # its presence in the sweep's folder asks every trial to save and end
 LOG = "train.log"
@@ -64,11 +65,7 @@ def run_trial(point: dict[str, Any], job: Job) -> None:
 
 
 def trial_config(base: TrainConfig, sweep: Path, trial: Trial) -> TrainConfig:
-    """Return the configuration of a trial's run: the candidate's, on its category, one checkpoint on disk.
-
-    Raises:
-        UsageError: the candidate's values don't go together.
-    """
+    """Return the configuration of a trial's run: the candidate's, on its category, one checkpoint on disk."""
     config = apply(base, trial.parameters)
     config.storage, config.name, config.overwrite = str(sweep / trials.TRIALS), trial.id, False
     config.data.categories = [trial.category]
@@ -93,6 +90,7 @@ def newest_step(run: Path) -> int:
 
 
 def _train_and_measure(trial: Trial, job: Job, console: Console) -> None:
+    validate(apply(job.config, trial.parameters))  # values that are fine alone need not go together
     config, run = trial_config(job.config, job.sweep, trial), trials.folder(job.sweep, trial)
     save_config(run, config, load_index(config.data.path).image_size)
     last = min(job.until or config.steps, config.steps)
