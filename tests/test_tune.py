@@ -169,9 +169,10 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(boxes: Path, tmp_path: Path):
 def test_more_trials_than_slots_with_early_stopping(boxes: Path, tmp_path: Path):
     """A trial that ends early gives its workers' places back, else the sweep would starve (ray issue 54305)."""
     done = tune(
-        *arguments(boxes, tmp_path, "asha", RATE, "steps=18", "workers=2", "cluster.cpus_per_worker=0.25",
-                   "sweep.candidates=9", "sweep.categories=[brick]", "sweep.scheduler=asha", "sweep.asha.first_rung=2",
-                   "sweep.concurrent=2", "sweep.report=false"), timeout=1200,
+        *arguments(boxes, tmp_path, "asha", RATE, "steps=540", "log_every=20", "workers=2",
+                   "cluster.cpus_per_worker=0.25", "sweep.candidates=9", "sweep.categories=[brick]",
+                   "sweep.scheduler=asha", "sweep.asha.first_rung=60", "sweep.concurrent=2",
+                   "sweep.report=false"), timeout=1200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "2 at the same time" in done.stdout
@@ -180,7 +181,7 @@ def test_more_trials_than_slots_with_early_stopping(boxes: Path, tmp_path: Path)
     assert len(found) == 10 and states.count(STOPPED) >= 3 and states.count(FINISHED) >= 1
     assert found["000-brick"].state == FINISHED
     assert all(
-        trial.last["step"] < 18 and "go on" in trial.reason for trial in found.values() if trial.state == STOPPED
+        trial.last["step"] < 540 and "go on" in trial.reason for trial in found.values() if trial.state == STOPPED
     )
     holding = list((tmp_path / "asha").glob("trials/*/checkpoints/step-*"))
     assert len(holding) <= 6

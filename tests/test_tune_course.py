@@ -66,7 +66,8 @@ class Wave:
                 (folder / checkpoint.FOLDER / f"step-{step:08d}").mkdir(parents=True)
                 (folder / checkpoint.FOLDER / f"step-{step:08d}" / "weights").write_text(trial.id)
                 checkpoint.prune(folder, 1)
-                trial.record(step, value_of(trial, step), 1.0)
+                rows = [row for row in trial.history if row["step"] < step]
+                trial.history = [*rows, {"step": step, "value": value_of(trial, step), "seconds": 1.0}]
                 trials.save(job.sweep, trial)
             if trial.value_at(steps) is not None:
                 trial.state = FINISHED

@@ -13,6 +13,7 @@ from drwr_dist.sweep import search, trials
 from drwr_dist.sweep.capacity import concurrent_trials
 from drwr_dist.sweep.early import goes_on, rungs, survivors
 from drwr_dist.sweep.importance import importances
+from drwr_dist.sweep.measuring import measurements
 from drwr_dist.sweep.population import exchanges, perturb
 from drwr_dist.sweep.selection import best_of_category, mean_ranks, pareto, scored, shared_order, worth_keeping
 from drwr_dist.sweep.space import parse_space
@@ -29,7 +30,7 @@ SPACE = parse_space(
 
 def done(candidate: int, category: str, value: float, state: str = FINISHED, step: int = 10, **parameters) -> Trial:
     trial = Trial(candidate, category, parameters or {"loss.theta": float(candidate)}, state)
-    trial.record(step, value, 1.0)
+    trial.history = [{"step": step, "value": value, "seconds": 1.0}]
     return trial
 
 
@@ -143,7 +144,7 @@ def test_concurrency_counts_what_the_nodes_hold():
 
 def test_the_journal_survives_a_torn_write(tmp_path: Path):
     trial = trials.plan(tmp_path, Trial(3, "chair", {"loss.theta": 2.5}))
-    trial.record(10, 7.5, 1.25)
+    trial.history = [{"step": 10, "value": 7.5, "seconds": 1.25}]
     trials.save(tmp_path, trial)
     assert trials.load(tmp_path, "003-chair") == trial
     assert trials.plan(tmp_path, Trial(3, "chair", {"loss.theta": 9.0})) == trial  # what was written first stands
@@ -154,8 +155,11 @@ def test_the_journal_survives_a_torn_write(tmp_path: Path):
     assert json.loads(path.read_text())["parameters"] == {"loss.theta": 2.5}
 
 
-def test_measurements_after_an_interruption_replace_those_before():
-    trial = Trial(1, "chair", {})
-    for step, value in ((10, 5.0), (20, 4.0), (10, 5.5)):
-        trial.record(step, value, 1.0)
-    assert [(row["step"], row["value"]) for row in trial.history] == [(10, 5.5)]
+def test_measurements_come_from_the_files_of_the_run(tmp_path: Path):
+    for step in (10, 20, 30):
+        with (tmp_path / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, "samples_per_second": 8.0 * step}) + "\n")
+    (tmp_path / "validation.jsonl").write_text('{"step": 20, "chamfer": 7.5}\n{"step": 30, "chamfer": 7.25}\n{"st')
+    found = measurements(tmp_path, "chamfer", 8)
+    assert [(row["step"], row["value"]) for row in found] == [(20, 7.5), (30, 7.25)]
+    assert [row["seconds"] for row in found] == pytest.approx([1.0 + 0.5, 1.0 + 0.5 + 1 / 3])

@@ -10,7 +10,7 @@ from drwr_dist.config import SweepConfig, TuneConfig
 from drwr_dist.data.index import DatasetIndex
 from drwr_dist.data.stream import SampleTable
 from drwr_dist.errors import DataError, UsageError
-from drwr_dist.sweep.measuring import BETTER, SPLIT
+from drwr_dist.sweep.measuring import CHOOSABLE, SPLIT
 from drwr_dist.sweep.population import CHANGEABLE, UNCHANGEABLE
 from drwr_dist.sweep.search import import_optuna
 from drwr_dist.sweep.space import Parameter, apply, grid, parse_space
@@ -20,7 +20,7 @@ from drwr_dist.validation import validate
 CHOICES = {
     "search": ("grid", "random", "optuna"),
     "scheduler": ("none", "asha", "halving", "pbt"),
-    "metric": tuple(BETTER),
+    "metric": CHOOSABLE,
 }
 RANGES: dict[str, tuple[Callable[[SweepConfig], bool], str]] = {
     "candidates": (lambda s: s.candidates >= 1, "at least 1"),
@@ -55,6 +55,8 @@ def check_sweep(config: TuneConfig) -> dict[str, Parameter]:
     for key, (passes, requirement) in RANGES.items():
         if not passes(sweep):
             raise UsageError(f"sweep.{key}={_value(sweep, key)}: must be {requirement}")
+    if not config.steps:
+        raise UsageError("steps=0: must be at least 1, a sweep compares what training makes of its configurations")
     space = parse_space(sweep.space)
     for parameter in space.values():
         for value in parameter.extremes():

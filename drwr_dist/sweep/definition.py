@@ -37,11 +37,12 @@ def refuse_changes(sweep: Path, config: TuneConfig) -> None:
         raise DataError(
             f"{path}: can't be read ({' '.join(str(error).split())}); overwrite=true starts afresh"
         ) from error
-    after = _fixed(to_plain(config))
+    after, default = _fixed(to_plain(config)), _fixed(to_plain(TuneConfig()))
     for key in sorted(set(before) | set(after)):
-        if before.get(key) != after.get(key):
+        old = before.get(key, default.get(key))  # a key that is younger than the sweep
+        if old != after.get(key):
             raise UsageError(
-                f"{key}={after.get(key)}: sweep {sweep} was started with {key}={before.get(key)}; give that, another "
+                f"{key}={after.get(key)}: sweep {sweep} was started with {key}={old}; give that, another "
                 "name=…, or overwrite=true"
             )
 

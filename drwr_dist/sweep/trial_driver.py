@@ -1,13 +1,12 @@
 """What Ray Tune runs as a trial: a small process that drives the project's own Ray Train run of one candidate.
 
-It trains from rung to rung, measures on the validation split, writes the journal, and ends itself where the trial is
-not worth going on with. Started again after any interruption, it goes on from the run's newest checkpoint.
+While the run trains and measures itself on the validation split, this process writes the journal, and ends the run
+where it is not worth going on with. Started again after any interruption, it goes on from the run's newest checkpoint.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from drwr_dist.errors import DrwrError, TrainingError, UsageError
 from drwr_dist.run import save_config
 from drwr_dist.sweep import trials
 from drwr_dist.sweep.early import goes_on, rungs
-from drwr_dist.sweep.measuring import loss_of, measure_on_validation, training_seconds
+from drwr_dist.sweep.measuring import loss_of, measurements
 from drwr_dist.sweep.space import apply
 from drwr_dist.sweep.trials import FAILED, FINISHED, RUNNING, STOPPED, Trial
 from drwr_dist.validation import validate
@@ -53,7 +52,7 @@ def run_trial(point: dict[str, Any], job: Job) -> None:
         trial.state, trial.reason = RUNNING, ""
         trials.save(job.sweep, trial)
         try:
-            _train_and_measure(trial, job, console)
+            _train(trial, job, console)
         except Exception as error:
             if not isinstance(error, DrwrError):
                 console.print_exception()
@@ -62,20 +61,39 @@ def run_trial(point: dict[str, Any], job: Job) -> None:
             trial.state = FAILED
             trial.reason = text if isinstance(error, DrwrError) else f"{type(error).__name__}: {text}"
         trials.save(job.sweep, trial)
+        if trial.last:
+            tune.report({"step": trial.last["step"], job.settings.metric: trial.last["value"]})
 
 
-def trial_config(base: TrainConfig, sweep: Path, trial: Trial) -> TrainConfig:
-    """Return the configuration of a trial's run: the candidate's, on its category, one checkpoint on disk."""
+def trial_config(base: TrainConfig, settings: SweepConfig, sweep: Path, trial: Trial, views: int) -> TrainConfig:
+    """Return the configuration of a trial's run: the candidate's, on its category, measured where trials compare.
+
+    Args:
+        base: the configuration that the candidates change.
+        settings: of the sweep.
+        sweep: its folder.
+        trial: which.
+        views: of an object in the dataset; all of them are input views of the validation.
+    """
     config = apply(base, trial.parameters)
     config.storage, config.name, config.overwrite = str(sweep / trials.TRIALS), trial.id, False
     config.data.categories = [trial.category]
-    config.evaluation.split = None
+    config.evaluation.split, config.evaluation.checkpoint = None, "last"
     config.checkpoint.keep = 1
+    config.validation.every = interval(settings, base)
+    config.validation.metric, config.validation.views = settings.metric, views
     return config
 
 
+def interval(settings: SweepConfig, base: TrainConfig) -> int:
+    """Return the steps between validations: what the scheduler needs, else what the configuration says."""
+    if settings.scheduler == "none":
+        return base.validation.every or max(base.steps, 1)
+    return settings.pbt.interval if settings.scheduler == "pbt" else settings.asha.first_rung
+
+
 def stops(settings: SweepConfig, steps: int) -> list[int]:
-    """Return the steps at which a trial is measured under the sweep's scheduler; the last one is `steps`."""
+    """Return the steps at which trials are compared under the sweep's scheduler; the last one is `steps`."""
     if settings.scheduler in ("asha", "halving"):
         return rungs(settings.asha.first_rung, settings.asha.reduction, steps)
     if settings.scheduler == "pbt":
@@ -89,55 +107,71 @@ def newest_step(run: Path) -> int:
     return int(found[0].name.removeprefix("step-")) if found else -1
 
 
-def _train_and_measure(trial: Trial, job: Job, console: Console) -> None:
+def _train(trial: Trial, job: Job, console: Console) -> None:
+    """Train to the end of the wave, or until the trial is not worth going on with, or everything is to stop."""
     validate(apply(job.config, trial.parameters))  # values that are fine alone need not go together
-    config, run = trial_config(job.config, job.sweep, trial), trials.folder(job.sweep, trial)
-    save_config(run, config, load_index(config.data.path).image_size)
+    index = load_index(job.config.data.path)
+    config = trial_config(job.config, job.settings, job.sweep, trial, index.views)
+    run = trials.folder(job.sweep, trial)
+    save_config(run, config, index.image_size)
     last = min(job.until or config.steps, config.steps)
-    for stop in stops(job.settings, config.steps):
-        lost = stop == config.steps and newest_step(run) < stop  # measured, but the weights have been removed since
-        if stop > last or not (trial.value_at(stop) is None or lost):
-            continue
-        if newest_step(run) < stop and not _train(config, stop, job, console):
-            return  # interrupted: the state stays "running", and the same command goes on here
-        value = measure_on_validation(run, job.settings.metric, config.data.categories, console)
-        trial.record(stop, value, training_seconds(run, config.global_batch))
-        trials.save(job.sweep, trial)
-        tune.report({"step": stop, job.settings.metric: value})
-        if stop < config.steps and job.early_stopping and job.settings.scheduler == "asha":
-            reason = _reason_to_stop(trial, stop, job)
-            if reason:
-                trial.state, trial.reason = STOPPED, reason
-                return
+    watch = _Watch(trial, job, config.global_batch, decided=newest_step(run) - 1)
+    if newest_step(run) < last:
+        outcome = driver.train(config, console, until=last, should_stop=watch)
+        trial.history = measurements(run, job.settings.metric, config.global_batch)
+        if outcome["step"] < last and not watch.reason:
+            if (job.sweep / STOP).exists():
+                return  # the state stays "running", and the same command goes on here
+            raise TrainingError(f"training ended at step {outcome['step']} of {last}")
     if trial.value_at(config.steps) is not None:
         trial.state = FINISHED
+    elif watch.reason:
+        trial.state, trial.reason = STOPPED, watch.reason
+    elif trial.value_at(last) is None:
+        raise TrainingError(f"nothing was measured after step {last}")
 
 
-def _train(config: TrainConfig, until: int, job: Job, console: Console) -> bool:
-    """Train to step `until`; return whether it was reached."""
-    outcome = driver.train(config, console, until=until, should_stop=(job.sweep / STOP).exists)
-    if outcome["step"] >= until:
-        return True
-    if not (job.sweep / STOP).exists():
-        raise TrainingError(f"training ended at step {outcome['step']} of {until}")
-    return False
+class _Watch:
+    """Looks at a trial from its driver while it trains: writes down what it measures, says whether it is to end."""
 
+    def __init__(self, trial: Trial, job: Job, global_batch: int, decided: int):
+        self.reason = ""
+        self._trial, self._job, self._global_batch = trial, job, global_batch
+        self._decided = decided  # step up to which it has been let go on
 
-def _reason_to_stop(trial: Trial, stop: int, job: Job) -> str:
-    """Return why a trial that has been measured at a rung should not go on, or nothing."""
-    if trial.candidate == 0:
-        return ""
-    metric, reduction = job.settings.metric, job.settings.asha.reduction
-    own = loss_of(metric, trial.value_at(stop) or math.inf)
-    others = [
-        loss_of(metric, value)
-        for other in trials.load_all(job.sweep)
-        if other.category == trial.category and other.id != trial.id and (value := other.value_at(stop)) is not None
-    ]
-    if goes_on(own, others, reduction):
-        return ""
-    better = sum(other < own for other in others)
-    return f"number {better + 1} of {len(others) + 1} after {stop} steps, the best 1/{reduction} go on"
+    def __call__(self) -> bool:
+        if not self.reason:
+            self._look()
+        return bool(self.reason) or (self._job.sweep / STOP).exists()
+
+    def _look(self) -> None:
+        job, trial = self._job, self._trial
+        found = measurements(trials.folder(job.sweep, trial), job.settings.metric, self._global_batch)
+        if [row["step"] for row in found] == [row["step"] for row in trial.history]:
+            return
+        trial.history = found
+        trials.save(job.sweep, trial)
+        if job.settings.scheduler != "asha" or not job.early_stopping or trial.candidate == 0:
+            return
+        for stop in stops(job.settings, job.config.steps)[:-1]:
+            if stop > self._decided and trial.value_at(stop) is not None and not self.reason:
+                self.reason = self._reason_to_stop(stop)
+                self._decided = stop
+
+    def _reason_to_stop(self, stop: int) -> str:
+        """Return why the trial should not go on from a rung, or nothing."""
+        job, trial = self._job, self._trial
+        metric, reduction = job.settings.metric, job.settings.asha.reduction
+        losses = {
+            other.id: loss_of(metric, value)
+            for other in [trial, *trials.load_all(job.sweep)]
+            if other.category == trial.category and (value := other.value_at(stop)) is not None
+        }
+        own = losses.pop(trial.id)
+        if goes_on(own, list(losses.values()), reduction):
+            return ""
+        better = sum(other < own for other in losses.values())
+        return f"number {better + 1} of {len(losses) + 1} after {stop} steps, the best 1/{reduction} go on"
 
 
 @contextlib.contextmanager

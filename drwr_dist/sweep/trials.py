@@ -54,11 +54,6 @@ class Trial:
         """Return the newest measurement."""
         return self.history[-1] if self.history else None
 
-    def record(self, step: int, value: float, seconds: float) -> None:
-        """Add a measurement; what lies at or after its step was measured before an interruption, and is replaced."""
-        self.history = [row for row in self.history if row["step"] < step]
-        self.history.append({"step": step, "value": value, "seconds": seconds})
-
 
 def folder(sweep: Path, trial: Trial) -> Path:
     """Return the folder of a trial, which is that of its run."""
