@@ -34,12 +34,12 @@ if [ "${#nodes[@]}" -gt 1 ]; then
   "${step[@]}" --nodes="$others" --ntasks="$others" --exclude="$head" launch/start.sh worker "$address" "${here[@]}" &
 fi
 
-# Before the time limit Slurm sends TERM: pass it on, so that a checkpoint is saved; the same sbatch continues from it.
-"${step[@]}" --nodes=1 --ntasks=1 -w "$head" env RAY_ADDRESS="$address:6379" \
-  "$python" -m "drwr_dist.${DRWR_VERB:-train}" "$@" &
+# The driver runs here, on the first node, and not in a step: srun would kill a step that is told TERM. Before the time
+# limit Slurm sends TERM; passed on, a checkpoint is saved, and the same sbatch continues from it.
+RAY_ADDRESS="$address:6379" "$python" -m "drwr_dist.${DRWR_VERB:-train}" "$@" &
 work=$!
-trap 'kill -TERM "$work"' TERM # srun hands it to the task
+trap 'kill -TERM "$work"' TERM
 code=0
 wait "$work" || code=$?
-if kill -0 "$work" 2> /dev/null; then code=0; wait "$work" || code=$?; fi
+while kill -0 "$work" 2> /dev/null; do code=0; wait "$work" || code=$?; done # a signal ends a wait early
 exit "$code"

@@ -23,7 +23,9 @@ def cluster():
     cluster.shutdown()
 
 
-def run_and_lose_a_node(cluster: Cluster, node: object, data: Path, storage: Path, *arguments: str) -> str:
+def run_and_lose_a_node(
+    cluster: Cluster, node: object, data: Path, storage: Path, *arguments: str, replace: bool = False
+) -> str:
     line = command(
         "train", f"data={data}", f"storage={storage}", "name=nodes", f"cluster.address={cluster.address}", *SMALL_RUN,
         *arguments,
@@ -34,6 +36,8 @@ def run_and_lose_a_node(cluster: Cluster, node: object, data: Path, storage: Pat
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.2)
     cluster.remove_node(node, allow_graceful=False)
+    if replace:
+        cluster.add_node(num_cpus=1)
     out, err = process.communicate(timeout=420)
     assert process.returncode == 0, err
     return out
@@ -53,5 +57,12 @@ SETTINGS = ("steps=2500", "checkpoint.every=50", "log_every=10", "precision=floa
 def test_elastic_training_goes_on_with_the_node_that_is_left(cluster, toy_dataset: Path, tmp_path: Path):
     ray_cluster, nodes = cluster
     out = run_and_lose_a_node(ray_cluster, nodes[1], toy_dataset, tmp_path, "workers=[1,2]", *SETTINGS)
+    assert "resuming after step" in out
+    check_against_undisturbed(toy_dataset, tmp_path, SETTINGS)
+
+
+def test_a_replacement_takes_the_place_of_a_lost_node(cluster, toy_dataset: Path, tmp_path: Path):
+    ray_cluster, nodes = cluster
+    out = run_and_lose_a_node(ray_cluster, nodes[1], toy_dataset, tmp_path, "workers=2", *SETTINGS, replace=True)
     assert "resuming after step" in out
     check_against_undisturbed(toy_dataset, tmp_path, SETTINGS)
