@@ -132,6 +132,7 @@ class EvaluationConfig:
     checkpoint: str = "last"  # last | best: the weights to evaluate; best by validation.metric
     predictions: bool = True  # write a PLY per object and input view
     references: bool = True  # evaluate the untrained network and the mean shape beside the trained one
+    report: bool = True  # write report.html: shapes to turn, tables and learning curves in one file
 
 
 @dataclass

@@ -23,24 +23,24 @@ from drwr_dist.data.index import DatasetIndex, load_index
 from drwr_dist.data.sample import composite
 from drwr_dist.data.stream import SampleTable, as_tensor
 from drwr_dist.errors import DataError, UsageError
+from drwr_dist.monitor import METRICS, VALIDATION
 from drwr_dist.point_cloud import write_mat, write_ply
 from drwr_dist.poses import ALIGNED_OBJECTS, alignment_of, alignments, pose_metrics, rotations
+from drwr_dist.report import REPORT, write_report
 from drwr_dist.results import RESULT_TEXT, print_table, write_result
 from drwr_dist.run import RESULT, TrainedRun, load_run, untrained_model
-from drwr_dist.scores import object_metrics, summarise
+from drwr_dist.scores import Predictor, object_metrics, summarise
 
 PREDICTIONS = "predictions"
 RELEASED_PREDICTIONS = "pred"
 
-# images [V, 3, H, W] of one object, and its category -> points [V, N, 3], object frame
-Predictor = Callable[[Tensor, str], Tensor]
 # key of an object, its predictions [V, N, 3]
 Save = Callable[[str, Tensor], None]
 
 
 @dataclass
 class EvaluateOptions:
-    """Measure a trained run on a split; writes result.json, result.txt and predictions/ into the run's folder."""
+    """Measure a trained run on a split; writes result.json, result.txt, report.html and predictions/ into it."""
 
     run: str = "???"  # folder of the run: <storage>/<name>
     data: str | None = None  # folder or URL of the dataset; none: the one the run was trained on
@@ -50,6 +50,7 @@ class EvaluateOptions:
     predictions: bool = True  # write a PLY per object and input view
     mat: bool = False  # write predictions as the released code does too: pred/<category>/<object>_pc.mat
     references: bool = True  # evaluate the untrained network and the mean shape too
+    report: bool = True  # write report.html: shapes to turn, tables and learning curves in one file
 
 
 def evaluate_run(run: TrainedRun, options: EvaluateOptions, console: Console) -> dict[str, Any]:
@@ -79,7 +80,10 @@ def evaluate_run(run: TrainedRun, options: EvaluateOptions, console: Console) ->
     if options.references:
         block["references"] = references(run, table, options, console, device)
     write_result(run.path, options.split, run.step, block)
-    run.storage.publish(RESULT, RESULT_TEXT, PREDICTIONS, RELEASED_PREDICTIONS)
+    if options.report:
+        run.storage.fetch(METRICS, VALIDATION)
+        write_report(run, options.split, table, block, predictor)
+    run.storage.publish(RESULT, RESULT_TEXT, REPORT, PREDICTIONS, RELEASED_PREDICTIONS)
     return block
 
 
@@ -194,7 +198,8 @@ def main(arguments: Sequence[str]) -> int:
     run = load_run(options.run, options.checkpoint)
     block = evaluate_run(run, options, console)
     print_table(console, options.split, block)
-    console.print(f"written: {run.storage.address}/{RESULT}", soft_wrap=True, highlight=False)
+    for name in (RESULT, REPORT) if options.report else (RESULT,):
+        console.print(f"written: {run.storage.address}/{name}", soft_wrap=True, highlight=False)
     return 0
 
 

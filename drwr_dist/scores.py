@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,9 @@ from torch import Tensor
 from drwr_dist.camera import project
 from drwr_dist.data.sample import ObjectSample
 from drwr_dist.metrics import nearest_distances, silhouette_iou
+
+# images [V, 3, H, W] of one object, and its category -> points [V, N, 3] (or [1, N, 3] for all views), object frame
+Predictor = Callable[[Tensor, str], Tensor]
 
 
 def object_metrics(points: Tensor, sample: ObjectSample) -> dict[str, float]:

@@ -23,6 +23,7 @@ from drwr_dist.evaluate import PREDICTIONS, EvaluateOptions, evaluate_run
 from drwr_dist.gallery import GALLERY, write_gallery
 from drwr_dist.model import HALVINGS
 from drwr_dist.monitor import TENSORBOARD
+from drwr_dist.report import REPORT
 from drwr_dist.results import RESULT_TEXT, print_table
 from drwr_dist.run import CONFIG, RESULT, load_result, load_run, refuse_changes, remove, save_config
 from drwr_dist.storage import Storage
@@ -156,6 +157,7 @@ def finish(storage: Storage, config: TrainConfig, console: Console) -> dict[str,
         categories=config.data.categories,
         predictions=config.evaluation.predictions,
         references=config.evaluation.references,
+        report=config.evaluation.report,
     )
     block = evaluate_run(load_run(options.run, options.checkpoint), options, console)
     if config.evaluation.predictions:
@@ -171,6 +173,8 @@ def show(run: str, config: TrainConfig, block: dict[str, Any] | None, console: C
     if block:
         print_table(console, str(config.evaluation.split), block)
         lines = [f"results:      {run}/{RESULT}  and  {run}/{RESULT_TEXT}"]
+        if config.evaluation.report:
+            lines += [f"report:       {run}/{REPORT}  (open it in a browser: shapes to turn, tables, curves)"]
         if config.evaluation.predictions:
             lines += [f"point clouds: {run}/{PREDICTIONS}/<category>/<object>.<input view>.ply"]
             lines += [f"picture:      {run}/{GALLERY}  (input, prediction, ground truth)"]

@@ -6,23 +6,18 @@ scores of all objects are brought together and averaged in one order: they do no
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from drwr_dist.data.plan import rank_slice
 from drwr_dist.data.sample import composite
 from drwr_dist.data.stream import SampleTable, as_tensor
 from drwr_dist.engine.agreement import fail_together
 from drwr_dist.errors import DataError
-from drwr_dist.scores import mean_row, object_metrics
+from drwr_dist.scores import Predictor, mean_row, object_metrics
 
 SPLIT = "val"  # never the test split: what chooses a checkpoint must not be what judges it
 
-# images [V, 3, H, W] of one object, its category -> points [V, N, 3], object frame
-Predictor = Callable[[Tensor, str], Tensor]
 Row = dict[str, float]
 
 

@@ -32,13 +32,14 @@ from drwr_dist.engine.initial_weights import initial_weights
 from drwr_dist.engine.objective import not_finite_keys, objective
 from drwr_dist.engine.stragglers import Stragglers
 from drwr_dist.engine.uploads import Uploads
-from drwr_dist.engine.validation import SPLIT, Predictor, validate
+from drwr_dist.engine.validation import SPLIT, validate
 from drwr_dist.errors import DrwrError, TrainingError
 from drwr_dist.losses.training import active_terms
 from drwr_dist.model import AllHeads, Prediction, build_network
 from drwr_dist.monitor import METRICS, TENSORBOARD, VALIDATION, Monitor
 from drwr_dist.poses import ALIGNED_OBJECTS, alignment_of, alignments, rotations
 from drwr_dist.run import CONFIG, TrainedRun
+from drwr_dist.scores import Predictor
 from drwr_dist.storage import Storage
 
 
