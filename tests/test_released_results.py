@@ -85,4 +85,4 @@ def test_without_the_option_there_are_none(tmp_path: Path):
     run = TrainedRun(tmp_path / "run", config, 32, 1, build_model(config.model, 32).eval())
     run.path.mkdir()
     evaluate_run(run, EvaluateOptions(split="val", predictions=False, references=False), Console(quiet=True))
-    assert sorted(path.name for path in run.path.iterdir()) == ["result.json", "result.txt"]
+    assert sorted(path.name for path in run.path.iterdir()) == ["report.html", "result.json", "result.txt"]
