@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -31,6 +32,23 @@ def scene(
     centres = (torch.arange(size, dtype=dtype) + 0.5) / size - 0.5
     disc = (centres[:, None] ** 2 + centres**2 < 0.28**2).to(dtype)
     return cloud, cameras, disc.expand(batch, views, size, size).clone()
+
+
+def _repulsion_inputs(n: int, grid: int, spread: float, dtype: torch.dtype, views: int = 2) -> list[Tensor]:
+    """Return coordinates [L, N, 2], weights and bias [L, N]: points within a share `spread` of the frame."""
+    generator = torch.Generator().manual_seed(n)
+    places = 0.5 + spread * (torch.rand(views, n, 2, generator=generator, dtype=F64) - 0.5)
+    weights, bias = torch.rand(2, views, n, generator=generator, dtype=F64)
+    return [tensor.to(dtype) for tensor in (places * (grid - 1), weights, bias)]
+
+
+def _value_and_gradients(
+    function: Callable[..., Tensor], inputs: list[Tensor], grid: int, method: str = "auto"
+) -> list[Tensor]:
+    leaves = [tensor.clone().requires_grad_() for tensor in inputs]
+    places, weights, bias = (*leaves, None)[:3]
+    value = function(places, weights, bias, 5 * grid / 32, grid - 1.0, method)
+    return [value.detach(), *torch.autograd.grad(value.sum(), leaves)]
 
 
 class TestRepulsion:
@@ -83,17 +101,59 @@ class TestRepulsion:
         check = lambda p, w, b: repulsion(p, w, b, 3.0, 15.0, method)  # noqa: E731
         assert torch.autograd.gradcheck(check, (places, weights, bias))
 
-    def test_value_alone_is_the_same(self) -> None:
-        arguments = (torch.rand(2, 50, 2, dtype=F64) * 31, torch.rand(2, 50, dtype=F64), torch.rand(2, 50, dtype=F64))
-        without = repulsion_fourier(*arguments, 5.0, 31.0)
-        with_gradient = repulsion_fourier(arguments[0].requires_grad_(), *arguments[1:], 5.0, 31.0)
+    @pytest.mark.parametrize("grid", [32, 64, 128])
+    @pytest.mark.parametrize("spread", [0.05, 1.0])
+    @pytest.mark.parametrize(("dtype", "limit"), [(F64, 1e-13), (torch.float32, 4e-6)])
+    @pytest.mark.parametrize("biased", [True, False])
+    def test_numbers_of_points(self, grid: int, spread: float, dtype: torch.dtype, limit: float, biased: bool) -> None:
+        """Against the plain form in float64, on both sides of where `auto` changes from one form to the other."""
+        for n in (1, 2, 128, 129, 700):
+            inputs = _repulsion_inputs(n, grid, spread, dtype)
+            inputs = inputs if biased else inputs[:2]
+            found = _value_and_gradients(repulsion, inputs, grid)
+            exact = _value_and_gradients(repulsion, [t.detach().double() for t in inputs], grid, "plain")
+            for one, other in zip(found, exact, strict=True):
+                assert (one - other).abs().max() <= limit * exact[0].abs().max().clamp(min=1e-6), n
+
+    @pytest.mark.parametrize("n", [20_000, 200_000])
+    @pytest.mark.parametrize(("dtype", "limit"), [(F64, 1e-12), (torch.float32, 2e-5)])
+    def test_many_points(self, n: int, dtype: torch.dtype, limit: float) -> None:
+        """A few rows of the sum over all pairs, and all rows together."""
+        inputs = _repulsion_inputs(n, 64, 1.0, dtype, views=1)
+        value, by_place, by_weight, by_bias = _value_and_gradients(repulsion, inputs, 64)
+        places, weights, bias = (tensor.detach().double()[0] for tensor in inputs)
+        rows = torch.arange(0, n, n // 20)
+        difference = places[rows, None] - places  # [R, N, 2]
+        kernel = (-difference.square().sum(-1) / 10).exp()
+        target = weights * bias.exp()
+        pull = target[rows, None] * weights + weights[rows, None] * target
+        expected = {
+            "place": (by_place, (pull * kernel)[..., None] * difference * (-2 / 10)),
+            "weight": (by_weight, kernel * (target + bias[rows, None].exp() * weights)),
+            "bias": (by_bias, kernel * target[rows, None] * weights),
+        }
+        for name, (found, terms) in expected.items():
+            exact = terms.sum(1)
+            assert (found[0, rows] - exact).abs().max() < limit * exact.abs().max(), name
+        torch.testing.assert_close(value[0].double(), by_bias.double().sum(), rtol=limit, atol=0)
+
+    @pytest.mark.parametrize("biased", [True, False])
+    def test_value_alone_is_the_same(self, biased: bool) -> None:
+        places, weights, bias = (tensor.detach() for tensor in _repulsion_inputs(50, 32, 1.0, F64))
+        arguments = (weights, bias if biased else None, 5.0, 31.0)
+        without = repulsion_fourier(places, *arguments)
+        with_gradient = repulsion_fourier(places.requires_grad_(), *arguments)
         torch.testing.assert_close(without, with_gradient.detach())
 
-    def test_chunks_of_views_do_not_show(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        places, weights, bias = torch.rand(5, 30, 2) * 31, torch.rand(5, 30), torch.rand(5, 30)
-        together = repulsion_fourier(places, weights, bias, 5.0, 31.0)
-        monkeypatch.setattr("drwr_dist.losses.repulsion._WORKING_SET", 0)
-        torch.testing.assert_close(repulsion_fourier(places, weights, bias, 5.0, 31.0), together)
+    @pytest.mark.parametrize("room", [0, 60_000, 2**30])
+    def test_blocks_of_views_and_points_do_not_show(self, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+        """One view of 64 points at a time, a few views, all of it."""
+        for n in (30, 150):
+            inputs = _repulsion_inputs(n, 32, 1.0, F64, views=5)
+            expected = _value_and_gradients(repulsion, inputs, 32, "plain")
+            monkeypatch.setattr("drwr_dist.losses.repulsion._WORKING_SET", room)
+            for one, other in zip(_value_and_gradients(repulsion, inputs, 32, "fourier"), expected, strict=True):
+                torch.testing.assert_close(one, other)
 
     def test_autocast_leaves_it_alone(self) -> None:
         places, weights, bias = torch.rand(1, 300, 2) * 31, torch.rand(1, 300), torch.rand(1, 300)

@@ -34,7 +34,7 @@ class ViewTerms(NamedTuple):
     unary: Tensor  # [L, N]
     coordinates: Tensor  # [L, N, 2] pixels, for the distances between points
     weights: Tensor  # [L, N]
-    bias: Tensor  # [L, N], in the exponent of the repulsion
+    bias: Tensor | None  # [L, N], in the exponent of the repulsion; None: 0
     share: Tensor  # [L], factor of the repulsion
     span: float  # pixels, bound of the coordinate differences
 
@@ -167,7 +167,7 @@ def _default_terms(xy: Tensor, masks: Tensor, smooth: Tensor, grid: int, config:
         # Weights end at -1 and at grid. Beyond, points take no part, and the series wants a bounded span.
         coordinates=coordinates.clamp(-1, grid),
         weights=weights,
-        bias=torch.zeros_like(weights),
+        bias=None,
         # Of evenly spread points, each has a share π h / area of the others within reach.
         share=image.sum((-2, -1)) / (math.pi * _bandwidth(config, grid)),
         span=grid + 1,

@@ -7,8 +7,8 @@ N. On the stretch that a coordinate difference can take, the Gaussian is a short
 
     exp(-x² / h) ≈ Σ_k c_k cos(2πk x / P),  c_k = √(πh)/P · exp(-(πk/P)² h), twice that for k > 0
 
-and cos(α - β) = cos α cos β + sin α sin β parts the two points of a pair. With F the [N, 2K - 1] matrix of
-cosines and sines of one axis, times √c_k, K s = rowsum((F_x M) ⊙ F_y), M = F_xᵀ diag(s) F_y: the sum over
+and cos(α - β) = cos α cos β + sin α sin β parts the two points of a pair. With F the [2K - 1, N] matrix of
+cosines and sines of one axis, times √c_k, K s = colsum(F_x ⊙ (M F_y)), M = F_x diag(s) F_yᵀ: the sum over
 all pairs went through a small matrix. Two errors, both of the order of `tolerance` of the peak: the next period
 (P has a margin of √(h ln 1/tolerance)), and the modes left out. At grids 32, 64 and 128 it takes 21, 28 and
 38 modes for 1e-6, and 37, 49 and 65 for 1e-15.
@@ -17,7 +17,7 @@ all pairs went through a small matrix. Two errors, both of the order of `toleran
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,14 +25,14 @@ from torch.autograd.function import once_differentiable
 
 METHODS = ("auto", "plain", "fourier")
 _FEW_POINTS = 128  # up to here, N × N memory is nothing, and the plain form is as fast
-_WORKING_SET = 6 * 2**20  # bytes that a chunk of views may take
-_MATRICES = 9  # [N, 2K - 1] matrices alive at once in `_one_chunk`
+_WORKING_SET = 4 * 2**20  # bytes that are alive at once, small for the CPU's cache; beside the features of one view
+_WORKING_SET_GPU = 512 * 2**20  # there, launching kernels costs more than memory does
 
 
 def repulsion(
     coordinates: Tensor,  # [L, N, 2]
     weights: Tensor,  # [L, N]
-    bias: Tensor,  # [L, N]
+    bias: Tensor | None,  # [L, N]
     bandwidth: float,
     span: float,
     method: str = "auto",
@@ -43,7 +43,7 @@ def repulsion(
         coordinates: [L, N, 2] pixels, finite. A point to be left out has weight 0, at any place within the
             span.
         weights: [L, N], s.
-        bias: [L, N], b.
+        bias: [L, N], b; None: 0 everywhere, for half the work.
         bandwidth: h, pixels².
         span: pixels, the largest difference of two coordinates on either axis (fourier relies on it).
         method: auto | plain | fourier; auto takes plain for few points only.
@@ -61,17 +61,19 @@ def repulsion(
     return repulsion_fourier(coordinates, weights, bias, bandwidth, span)
 
 
-def repulsion_plain(coordinates: Tensor, weights: Tensor, bias: Tensor, bandwidth: float) -> Tensor:
+def repulsion_plain(coordinates: Tensor, weights: Tensor, bias: Tensor | None, bandwidth: float) -> Tensor:
     """Return the sum over all pairs as it is written: the reference. Arguments as `repulsion`."""
     difference = coordinates[:, :, None] - coordinates[:, None]  # [L, N, N, 2]
-    exponent = -difference.square().sum(-1) / bandwidth + bias[:, :, None]
+    exponent = -difference.square().sum(-1) / bandwidth
+    if bias is not None:
+        exponent = exponent + bias[:, :, None]
     return (weights[:, :, None] * weights[:, None] * exponent.exp()).sum((1, 2))
 
 
 def repulsion_fourier(
     coordinates: Tensor,
     weights: Tensor,
-    bias: Tensor,
+    bias: Tensor | None,
     bandwidth: float,
     span: float,
     tolerance: float | None = None,
@@ -107,91 +109,131 @@ class _FourierRepulsion(torch.autograd.Function):
         ctx: Any,
         coordinates: Tensor,
         weights: Tensor,
-        bias: Tensor,
+        bias: Tensor | None,
         bandwidth: float,
         span: float,
         tolerance: float,
     ) -> Tensor:
-        period, coefficients = series(bandwidth, span, tolerance)
-        k = torch.arange(len(coefficients), dtype=coordinates.dtype, device=coordinates.device)
-        omega = k * (2 * math.pi / period)
-        scale = torch.tensor(coefficients, dtype=coordinates.dtype, device=coordinates.device).sqrt()
-        amplified = weights * bias.exp()
+        modes = _Modes.of(*series(bandwidth, span, tolerance), like=coordinates)
+        amplification = None if bias is None else bias.exp()
+        # s, and a = s exp(b) where there is a bias: the kernel acts on both, [L, R, N].
+        rows = weights[:, None] if amplification is None else torch.stack((weights, weights * amplification), dim=1)
+        axes = coordinates.mT.contiguous()  # [L, 2, N]
         with_gradient = any(ctx.needs_input_grad[:3])
+        if not axes.is_cuda:
+            _keep_heap()
         pieces = []
         # Autocast would run the matrix products in half precision, far below the series' tolerance.
         with torch.autocast(coordinates.device.type, enabled=False):
-            for views in _chunks(coordinates, 2 * len(coefficients) - 1):
-                arguments = (coordinates[views], weights[views], amplified[views], omega, scale)
-                pieces.append(_one_chunk(*arguments, with_gradient))
+            views, length = _block(axes, rows.shape[1], modes)
+            for start in range(0, max(len(axes), 1), views):
+                block = slice(start, start + views)
+                pieces.append(_one_block(axes[block], rows[block], modes, length, with_gradient))
         value, *gradients = (torch.cat(parts) for parts in zip(*pieces, strict=True))
         if with_gradient:
-            per_place, per_source, per_target = gradients
-            # weight s enters as a source and, times exp(b), as a target; b only through the target.
-            ctx.save_for_backward(per_place, per_source + bias.exp() * per_target, amplified * per_target)
+            by_place, kernel = gradients
+            if amplification is None:
+                ctx.save_for_backward(by_place, 2 * kernel[:, 0])
+            else:
+                # Weight s enters as a source and, times exp(b), as a target; b only through the target.
+                by_weight = kernel[:, 1] + amplification * kernel[:, 0]
+                ctx.save_for_backward(by_place, by_weight, rows[:, 1] * kernel[:, 0])
         return value
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        per_place, per_weight, per_bias = ctx.saved_tensors
+        by_place, by_weight, *by_bias = ctx.saved_tensors
         column = upstream[:, None]
-        return column[..., None] * per_place, column * per_weight, column * per_bias, None, None, None
+        last = column * by_bias[0] if by_bias else None
+        return (column[..., None] * by_place).mT, column * by_weight, last, None, None, None
 
 
-def _chunks(coordinates: Tensor, features: int) -> list[slice]:
-    """Cut the views into chunks: small ones for the CPU's cache, at most about eight of them on a GPU."""
-    views, points = coordinates.shape[:2]
-    each = max(1, _MATRICES * points * features * coordinates.element_size())
-    size = max(1, _WORKING_SET // each)
-    if coordinates.is_cuda:  # launching kernels costs more there than memory does
-        size = max(size, views // 8)
-    return [slice(start, start + size) for start in range(0, max(views, 1), size)]
+class _Modes(NamedTuple):
+    """The K modes of the series: cosines 0 … K-1, then sines 1 … K-1."""
+
+    omega: Tensor  # [K, 1], frequencies
+    scale: Tensor  # [2K - 1, 1], √c_k of each feature
+    turn: Tensor  # [2K - 2, 1], factors that make the derivatives of features 1 … out of sines, then cosines
+
+    @classmethod
+    def of(cls, period: float, coefficients: list[float], like: Tensor) -> _Modes:
+        omega = torch.arange(len(coefficients), dtype=like.dtype) * (2 * math.pi / period)
+        scale = torch.tensor(coefficients, dtype=like.dtype).sqrt()
+        parts = (omega, torch.cat((scale, scale[1:])), torch.cat((-omega[1:], omega[1:])))
+        return cls(*(part[:, None].to(like.device) for part in parts))
 
 
-def _one_chunk(
-    coordinates: Tensor,  # [L, N, 2]
-    sources: Tensor,  # [L, N], s
-    targets: Tensor,  # [L, N], a = s exp(b)
-    omega: Tensor,  # [K]
-    scale: Tensor,  # [K]
+def _keep_heap() -> None:
+    """Let glibc keep the memory of the working set: a block that is taken and freed at once raises its thresholds.
+
+    It would otherwise map fresh pages for each tensor, or give the heap's end back after each call, and the kernel's
+    zeroing of them costs as much as half of the computation. Other allocators don't mind.
+    """
+    torch.empty(2 * _WORKING_SET, dtype=torch.uint8)
+
+
+def _block(axes: Tensor, rows: int, modes: _Modes) -> tuple[int, int]:
+    """Return how many views, and how many points of each, are worked on at once."""
+    views, _, points = axes.shape
+    room = _WORKING_SET_GPU if axes.is_cuda else _WORKING_SET
+    each = len(modes.scale) * axes.element_size() * (3 + 2 * rows)  # bytes a point, in `_derivatives`
+    room = max(64, room // each)
+    pieces = max(1, -(-points // room))
+    return max(1, min(views, room // max(points, 1))), max(1, -(-points // pieces))
+
+
+def _one_block(
+    axes: Tensor,  # [L, 2, N]
+    rows: Tensor,  # [L, R, N]
+    modes: _Modes,
+    length: int,
     with_gradient: bool,
 ) -> tuple[Tensor, ...]:
-    """Return Σ_ij a_i K_ij s_j [L] and its derivatives by place [L, N, 2], by s (K a) and by a (K s) [L, N]."""
-    features_x = _features(coordinates[..., 0], omega, scale)
-    features_y = _features(coordinates[..., 1], omega, scale)
-    through_s = (features_x * sources[..., None]).mT @ features_y  # [L, 2K-1, 2K-1]
+    """Return Σ_ij a_i K_ij s_j [L] and, if asked for, its derivatives by place [L, 2, N] and K s, K a [L, R, N]."""
+    parts = list(zip(torch.split(axes, length, -1), torch.split(rows, length, -1), strict=True))
+    features = []
+    through = axes.new_zeros(len(axes), rows.shape[1] * len(modes.scale), len(modes.scale))
+    for part, weight in parts:
+        x, y = _features(part[:, 0], modes), _features(part[:, 1], modes)
+        through.baddbmm_((x[:, None] * weight[:, :, None]).flatten(1, 2), y.mT)
+        features.append((x, y))
+    through = torch.unflatten(through, 1, (rows.shape[1], -1))  # [L, R, 2K-1, 2K-1]
+    value = (through[:, 0] * through[:, -1]).sum((1, 2))
     if not with_gradient:
-        through_a = (features_x * targets[..., None]).mT @ features_y
-        return ((through_s * through_a).sum((1, 2)),)
-    x_s = features_x @ through_s
-    kernel_s = (x_s * features_y).sum(-1)
-    through_a = (features_x * targets[..., None]).mT @ features_y
-    x_a = features_x @ through_a
-    kernel_a = (x_a * features_y).sum(-1)
+        return (value,)
+    pieces = [_derivatives(*found, weight, through, modes) for found, (_, weight) in zip(features, parts, strict=True)]
+    by_place, kernel = (torch.cat(part, dim=-1) for part in zip(*pieces, strict=True))
+    return value, by_place, kernel
+
+
+def _features(position: Tensor, modes: _Modes) -> Tensor:
+    """Return √c_k cos(ω_k x) for k = 0 …, then √c_k sin(ω_k x) for k = 1 …: [L, 2K - 1, N]."""
+    angle = modes.omega * position[:, None]
+    count = angle.shape[1]
+    features = angle.new_empty(len(angle), 2 * count - 1, angle.shape[2])
+    torch.cos(angle, out=features[:, :count])
+    torch.sin(angle[:, 1:], out=features[:, count:])
+    return features.mul_(modes.scale)
+
+
+def _derivatives(x: Tensor, y: Tensor, weights: Tensor, through: Tensor, modes: _Modes) -> tuple[Tensor, Tensor]:
+    """Return the derivatives by place [L, 2, N], and the kernel's action on each row of weights [L, R, N]."""
+    rows = through.shape[1]
+    beside_x = torch.unflatten(through.flatten(1, 2) @ y, 1, (rows, -1))  # [L, R, 2K-1, N]
+    kernel = (x[:, None] * beside_x).sum(-2)
+    along_x = (_turned(x, modes)[:, None] * beside_x[:, :, 1:]).sum(-2)
+    del beside_x
+    beside_y = torch.unflatten(through.mT.flatten(1, 2) @ x, 1, (rows, -1))
+    along_y = (_turned(y, modes)[:, None] * beside_y[:, :, 1:]).sum(-2)
     # K is symmetric: point i moves both its row, a_i K_ij s_j, and its column, a_j K_ji s_i.
-    x_s.mul_(targets[..., None]).add_(x_a.mul_(sources[..., None]))
-    by_y = _along_axis(features_y, x_s, omega)
-    del x_s, x_a
-    y_s = (features_y @ through_s.mT).mul_(targets[..., None])
-    y_s.add_((features_y @ through_a.mT).mul_(sources[..., None]))
-    by_x = _along_axis(features_x, y_s, omega)
-    return (targets * kernel_s).sum(-1), torch.stack((by_x, by_y), dim=-1), kernel_a, kernel_s
+    partner = weights.flip(1) if rows > 1 else 2 * weights
+    by_place = [(partner * along).sum(1) for along in (along_x, along_y)]
+    return torch.stack(by_place, dim=1), kernel
 
 
-def _features(position: Tensor, omega: Tensor, scale: Tensor) -> Tensor:
-    """Return √c_k cos(ω_k x) for k = 0 …, then √c_k sin(ω_k x) for k = 1 …: [L, N, 2K - 1]."""
-    angle = position[..., None] * omega
-    modes = omega.shape[0]
-    features = angle.new_empty(*angle.shape[:-1], 2 * modes - 1)
-    torch.mul(angle.cos(), scale, out=features[..., :modes])
-    torch.mul(angle[..., 1:].sin(), scale[1:], out=features[..., modes:])
-    return features
-
-
-def _along_axis(features: Tensor, cofactor: Tensor, omega: Tensor) -> Tensor:
-    """Return rowsum(F' ⊙ cofactor) [L, N], where F' = dF/dx: cosines turn to -ω sin, sines to ω cos."""
-    modes = omega.shape[0]
-    cosine, sine = features[..., 1:modes], features[..., modes:]
-    turned = cosine * cofactor[..., modes:] - sine * cofactor[..., 1:modes]
-    return turned @ omega[1:]
+def _turned(features: Tensor, modes: _Modes) -> Tensor:
+    """Return the derivatives of features 1 …: cosines turn to -ω sin, sines to ω cos. [L, 2K - 2, N]."""
+    count = len(modes.omega)
+    turned = torch.cat((features[:, count:], features[:, 1:count]), dim=1)
+    return turned.mul_(modes.turn)
