@@ -5,6 +5,7 @@ VERBS = {
     "train": "train a network on the shards, then evaluate it",
     "evaluate": "measure a trained run on a split",
     "predict": "turn images into point clouds with a trained run",
+    "export": "write a trained network as ONNX or torch.export",
     "tune": "sweep over categories and hyperparameters, and write down the best configurations",
     "launch": "check a cluster before it is used",
 }

@@ -31,16 +31,15 @@ def draw_points(points: NDArray[np.floating], world_to_camera: torch.Tensor, siz
     pixels, distance = (xy[0] * size).numpy(), depth[0].numpy()
     image = np.full((size, size, 3), 255, dtype=np.uint8)
     near, far = distance.min(), distance.max()
-    offsets = [(dx, dy) for dx in (-1, 0, 1) for dy in (-1, 0, 1) if dx * dx + dy * dy <= 1]
-    for index in np.argsort(-distance):
-        if not np.isfinite(pixels[index]).all():
-            continue
-        shade = (distance[index] - near) / max(far - near, 1e-9)
-        colour = (np.array([28, 90, 160]) * (1 - shade) + np.array([190, 210, 230]) * shade).astype(np.uint8)
-        for dx, dy in offsets:
-            column, row = int(pixels[index, 0]) + dx, int(pixels[index, 1]) + dy
-            if 0 <= column < size and 0 <= row < size:
-                image[row, column] = colour
+    order = np.argsort(-distance, kind="stable")
+    order = order[np.isfinite(pixels[order]).all(-1)]
+    shade = ((distance[order] - near) / max(far - near, 1e-9))[:, None]
+    colours = (np.array([28, 90, 160]) * (1 - shade) + np.array([190, 210, 230]) * shade).astype(np.uint8)
+    offsets = np.array([(dx, dy) for dx in (-1, 0, 1) for dy in (-1, 0, 1) if dx * dx + dy * dy <= 1])
+    places = pixels[order, None].astype(np.int64) + offsets  # [N, 5, 2]; of a repeated index, the last one counts
+    inside = ((places >= 0) & (places < size)).all(-1)
+    rows, columns = places[..., 1][inside], places[..., 0][inside]
+    image[rows, columns] = np.broadcast_to(colours[:, None], (*places.shape[:2], 3))[inside]
     return image
 
 

@@ -56,32 +56,64 @@ def _has_alpha(image: Image.Image) -> bool:
     return image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
 
 
-def prepare(path: Path, size: int, background: float, crop: str = "auto") -> NDArray[np.uint8]:
-    """Read an image and make it a network input.
+def load_mask(path: Path) -> NDArray[np.uint8]:
+    """Read a mask: its alpha channel where that says something, else its grey levels; [H, W], 255 is the object.
+
+    Raises:
+        DataError: as `load_image`.
+    """
+    image, alpha = load_image(path)
+    if alpha is not None and alpha.min() < alpha.max():
+        return alpha
+    return np.asarray(Image.fromarray(image).convert("L"))
+
+
+def prepare(
+    path: Path, size: int, background: float, crop: str = "auto", mask: Path | None = None
+) -> NDArray[np.uint8]:
+    """Read an image, and the mask that cuts its object out, and make it a network input: see `frame`.
+
+    Raises:
+        DataError: not an image, a mask of another size, or an alpha channel that is empty or full; names the file.
+    """
+    image, alpha = load_image(path)
+    if mask is not None:
+        alpha = load_mask(mask)
+        if alpha.shape != image.shape[:2]:
+            sizes = [f"{width} × {height}" for height, width in (alpha.shape, image.shape[:2])]
+            raise DataError(f"{mask}: {sizes[0]} pixels, but {path} has {sizes[1]}")
+    return frame(image, alpha, size, background, crop, str(mask or path))
+
+
+def frame(
+    image: NDArray[np.uint8], alpha: NDArray[np.uint8] | None, size: int, background: float, crop: str, name: str
+) -> NDArray[np.uint8]:
+    """Make an image a network input.
 
     With alpha, the object is cut out, laid over the background, and framed like the training images: `auto` leaves
     an image that is framed so already, `always` and `never` say what they do. Without alpha, the image is taken
     as it is, with the background added around it where it is not square.
 
     Args:
-        path: the file.
+        image: RGB [H, W, 3].
+        alpha: [H, W], 255 is the object; None: there is none.
         size: pixels a side of the network's input.
         background: grey level in [0, 1].
         crop: auto | always | never.
+        name: of what the alpha came from, for the error.
 
     Returns:
         uint8 RGB [size, size, 3].
 
     Raises:
-        DataError: not an image, or an alpha channel that is empty or full.
+        DataError: an alpha channel that is empty or full.
     """
-    image, alpha = load_image(path)
     if alpha is None:
         alpha = np.full(image.shape[:2], 255, dtype=np.uint8)
         box = _padded(alpha)
     else:
         if reason := mask_fault(alpha):
-            raise DataError(f"{path}: {reason}")
+            raise DataError(f"{name}: {reason}")
         box = _framing_box(alpha, crop)
     return composite(*_cut(image, alpha, box, size), background)
 

@@ -194,7 +194,7 @@ class Decoder(nn.Module):
     def forward(self, codes: Tensor) -> Tensor:
         """Return points [B, N, 3] in [-0.5, 0.5]³."""
         points: Tensor = torch.tanh(self.fully_connected(codes)) / 2
-        return points.reshape(len(codes), self.fully_connected.out_features // 3, 3)
+        return torch.unflatten(points, 1, (self.fully_connected.out_features // 3, 3))
 
 
 class SameConv2d(nn.Conv2d):

@@ -1,8 +1,11 @@
-"""Point clouds on disk: binary PLY and NPZ, written atomically."""
+"""Point clouds on disk: PLY, OBJ, GLB, NPZ, CSV and MAT files, written atomically."""
 
 from __future__ import annotations
 
 import io
+import json
+import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +56,51 @@ def write_npz(path: Path, points: NDArray[np.floating]) -> None:
     with partial.open("wb") as file:
         np.savez(file, points=np.asarray(points, dtype=np.float32))
     partial.replace(path)
+
+
+def write_obj(path: Path, points: NDArray[np.floating]) -> None:
+    """Write points [N, 3] as vertices and point elements of a Wavefront OBJ."""
+    lines = ["# drwr_dist, object frame, +Y up", *(f"v {x:.7g} {y:.7g} {z:.7g}" for x, y, z in points)]
+    lines += [f"p {number}" for number in range(1, len(points) + 1)]
+    _replace(path, ("\n".join(lines) + "\n").encode("ascii"))
+
+
+def write_csv(path: Path, points: NDArray[np.floating]) -> None:
+    """Write points [N, 3] as comma-separated values under the heading x,y,z."""
+    lines = ["x,y,z", *(f"{x:.7g},{y:.7g},{z:.7g}" for x, y, z in points)]
+    _replace(path, ("\n".join(lines) + "\n").encode("ascii"))
+
+
+def write_glb(path: Path, points: NDArray[np.floating]) -> None:
+    """Write points [N, 3] as a binary glTF 2.0 with one primitive of points (+Y is up there too)."""
+    vertices = np.ascontiguousarray(points, dtype="<f4")
+    positions = {"bufferView": 0, "componentType": 5126, "count": len(vertices), "type": "VEC3"}
+    bounds = {"min": vertices.min(axis=0).tolist(), "max": vertices.max(axis=0).tolist()}
+    content = {
+        "asset": {"version": "2.0", "generator": "drwr_dist"},
+        "scene": 0,
+        "scenes": [{"nodes": [0]}],
+        "nodes": [{"mesh": 0}],
+        "meshes": [{"primitives": [{"attributes": {"POSITION": 0}, "mode": 0}]}],
+        "accessors": [positions | bounds],
+        "bufferViews": [{"buffer": 0, "byteLength": vertices.nbytes}],
+        "buffers": [{"byteLength": vertices.nbytes}],
+    }
+    text = json.dumps(content, separators=(",", ":")).encode("ascii")
+    text += b" " * (-len(text) % 4)
+    chunks = struct.pack("<I4s", len(text), b"JSON") + text
+    chunks += struct.pack("<I4s", vertices.nbytes, b"BIN\0") + vertices.tobytes()
+    _replace(path, struct.pack("<4sII", b"glTF", 2, 12 + len(chunks)) + chunks)
+
+
+# format -> writer: what `predict` offers
+WRITERS: dict[str, Callable[[Path, NDArray[np.floating]], None]] = {
+    "ply": write_ply,
+    "obj": write_obj,
+    "glb": write_glb,
+    "npz": write_npz,
+    "csv": write_csv,
+}
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import glob
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
 from drwr_dist.cli import load_options, run_verb
-from drwr_dist.data.stream import as_tensor
+from drwr_dist.data.remote import is_remote
 from drwr_dist.errors import DataError, UsageError
-from drwr_dist.images import prepare
-from drwr_dist.point_cloud import write_npz, write_ply
-from drwr_dist.run import TrainedRun, load_run
+from drwr_dist.inference import CROPS, ImageToPoints, load
+from drwr_dist.point_cloud import WRITERS
+from drwr_dist.pool import Crew, run_ordered
+from drwr_dist.turntable import write_turntable
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
-WRITERS = {"ply": write_ply, "npz": write_npz}
 
 
 @dataclass
@@ -32,12 +31,33 @@ class PredictOptions:
     run: str = "???"  # folder of the run: <storage>/<name>
     checkpoint: str = "last"  # last | best | STEP: which of the run's weights; best by the validation metric
     images: str = "???"  # an image file, a folder of images, or a glob pattern
+    masks: str | None = None  # a mask file, folder or glob, found by stem (a.png, a.mask.png, a_mask.png); none: alpha
     output: str = "predictions"  # folder for the point clouds
-    format: str = "ply"  # ply | npz
+    format: str = "ply"  # ply | obj | glb | npz | csv
     crop: str = "auto"  # auto | always | never: reframe the object (by its alpha) as training images are framed
+    turntable: bool = False  # write <output>/<image stem>.gif too: the points, turning
+    batch: int = 16  # images that go through the network at once
+    workers: int = 1  # 1: this process; more, or 0 for all cores: Ray tasks, on the cluster of RAY_ADDRESS or here
 
 
-def find_images(pattern: str) -> list[Path]:
+@dataclass(frozen=True)
+class Task:
+    """One image, the mask that cuts it out, and the file that it becomes."""
+
+    image: Path
+    mask: Path | None
+    target: Path
+
+
+@dataclass(frozen=True)
+class Job:
+    """Images that go through the network together."""
+
+    tasks: tuple[Task, ...]
+    options: PredictOptions
+
+
+def find_images(pattern: str, key: str = "images") -> list[Path]:
     """Return the image files that a path, a folder or a glob pattern names.
 
     Raises:
@@ -49,56 +69,110 @@ def find_images(pattern: str) -> list[Path]:
     elif path.exists():
         found = [path]
     else:
-        found = sorted(Path(name) for name in glob.glob(pattern, recursive=True))
+        names = (Path(name) for name in glob.glob(pattern, recursive=True))
+        found = sorted(file for file in names if file.is_file() and file.suffix.lower() in SUFFIXES)
     if not found:
-        raise UsageError(f"images={pattern}: no image there (known: {', '.join(sorted(SUFFIXES))})")
+        raise UsageError(f"{key}={pattern}: no image there (known: {', '.join(sorted(SUFFIXES))})")
     return found
 
 
-@torch.no_grad()
-def predict_points(run: TrainedRun, image: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """Predict points [N, 3], object frame, from one prepared image uint8 [H, H, 3] (see `drwr_dist.images`)."""
-    parameter = next(run.model.parameters())
-    points = run.model(as_tensor(image)[None].to(parameter))[0]
-    return np.asarray(points.float().cpu().numpy(), dtype=np.float32)
-
-
-def predict(run: TrainedRun, options: PredictOptions, console: Console) -> tuple[list[Path], list[str]]:
-    """Predict every image; return the files written and a line for each image that could not be used."""
-    written: dict[Path, Path] = {}
+def plan(options: PredictOptions) -> tuple[list[Task], list[str]]:
+    """Say which image becomes which file; and a line for each image that can't."""
+    images = find_images(options.images)
+    masks = find_images(options.masks, "masks") if options.masks else []
+    by_stem = {_stem_of_mask(path): path for path in masks}
+    tasks: dict[Path, Task] = {}
     problems = []
-    for path in track(
-        find_images(options.images), "predicting", console=console, transient=True, disable=not console.is_terminal
-    ):
-        target = Path(options.output) / f"{path.stem}.{options.format}"
-        if target in written:
-            problems.append(f"{path}: {target} was already made from {written[target]}; rename one of the images")
-            continue
+    for path in images:
+        target = Path(options.output).absolute() / f"{path.stem}.{options.format}"
+        mask = masks[0] if len(masks) == len(images) == 1 else by_stem.get(path.stem)
+        if target in tasks:
+            problems.append(f"{path}: {target} is made from {tasks[target].image} already; rename one of the images")
+        elif masks and mask is None:
+            problems.append(f"{path}: masks={options.masks} has none of this name ({path.stem}.png, for example)")
+        else:
+            tasks[target] = Task(path.absolute(), mask.absolute() if mask else None, target)
+    return list(tasks.values()), problems
+
+
+def _stem_of_mask(path: Path) -> str:
+    return path.stem.removesuffix("_mask").removesuffix(".mask")
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(run: str, checkpoint: str) -> ImageToPoints:
+    """Load a run once per process."""
+    return load(run, checkpoint)
+
+
+def predict_job(job: Job) -> list[str | None]:
+    """Predict the images of a job and write their files; return a line for each image that could not be used."""
+    network = _loaded(job.options.run, job.options.checkpoint)
+    outcomes: list[str | None] = [None] * len(job.tasks)
+    usable, inputs = [], []
+    for place, task in enumerate(job.tasks):
         try:
-            image = prepare(path, run.image_size, run.config.data.background, options.crop)
+            inputs.append(network.prepare(task.image, task.mask, job.options.crop))
+            usable.append(place)
         except DataError as error:
-            problems.append(str(error))
-            continue
-        WRITERS[options.format](target, predict_points(run, image))
-        written[target] = path
-    return list(written), problems
+            outcomes[place] = str(error)
+    if not inputs:
+        return outcomes
+    for place, points in zip(usable, network.batch(inputs), strict=True):
+        target = job.tasks[place].target
+        try:
+            WRITERS[job.options.format](target, points)
+            if job.options.turntable:
+                write_turntable(target.with_suffix(".gif"), points)
+        except OSError as error:
+            outcomes[place] = f"{target}: can't be written ({error.strerror})"
+    return outcomes
+
+
+def predict(options: PredictOptions, console: Console) -> Iterator[tuple[Task, str | None]]:
+    """Predict every image; yield each with None, or with the reason why it could not be used."""
+    tasks, problems = plan(options)
+    for problem in problems:
+        yield Task(Path(), None, Path()), problem
+    if options.workers == 1:
+        _loaded(options.run, options.checkpoint)  # a run that is not there is told before the progress starts
+    chunks = [tuple(tasks[first : first + options.batch]) for first in range(0, len(tasks), options.batch)]
+    crew = Crew(options.workers, "ray")
+    outcomes = run_ordered(predict_job, [Job(chunk, options) for chunk in chunks], crew)
+    hidden = not console.is_terminal
+    shown = track(outcomes, "predicting", total=len(chunks), console=console, transient=True, disable=hidden)
+    for chunk, found in zip(chunks, shown, strict=True):
+        yield from zip(chunk, found, strict=True)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the verb: 0 where every image became a point cloud, else 1."""
     options = load_options(PredictOptions, arguments, verb="predict")
+    check(options)
+    if not is_remote(options.run):
+        options.run = os.path.abspath(options.run)
+    console = Console()
+    failed = False
+    for task, problem in predict(options, console):
+        if problem:
+            failed = True
+            print(f"error: {problem}", file=sys.stderr)
+        else:
+            console.print(f"written: {os.path.relpath(task.target)}", soft_wrap=True, highlight=False)
+    return int(failed)
+
+
+def check(options: PredictOptions) -> None:
+    """Raise UsageError for the first option that can't work."""
     if options.format not in WRITERS:
         raise UsageError(f"format={options.format}: choose one of {', '.join(WRITERS)}")
-    if options.crop not in ("auto", "always", "never"):
-        raise UsageError(f"crop={options.crop}: choose one of auto, always, never")
+    if options.crop not in CROPS:
+        raise UsageError(f"crop={options.crop}: choose one of {', '.join(CROPS)}")
+    if options.batch < 1:
+        raise UsageError(f"batch={options.batch}: must be at least 1")
+    if options.workers < 0:
+        raise UsageError(f"workers={options.workers}: must be 0 (all cores) or more")
     find_images(options.images)
-    console = Console()
-    written, problems = predict(load_run(options.run, options.checkpoint), options, console)
-    for path in written:
-        console.print(f"written: {path}", soft_wrap=True, highlight=False)
-    for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
-    return 1 if problems else 0
 
 
 if __name__ == "__main__":

@@ -19,12 +19,12 @@ from drwr_dist.data.sample import MAX_SIDE
 from drwr_dist.data.verify import verify_dataset
 from drwr_dist.data.writer import EncodedSample, ShardLimits, open_journal, write_dataset
 from drwr_dist.errors import DataError, UsageError
+from drwr_dist.pool import ENGINES, Crew
 from drwr_dist.sources.finishing import ViewSettings
 from drwr_dist.sources.loading import MeshLimits
 from drwr_dist.sources.manifest import ManifestRow, allowed, read_manifest
 from drwr_dist.sources.meshes import MeshJob, MeshSettings, Skipped, import_meshes, list_meshes, object_id
 from drwr_dist.sources.open_shapes import unpack_shapes
-from drwr_dist.sources.pool import ENGINES, Crew
 from drwr_dist.sources.rendering import RenderSettings
 from drwr_dist.version import __version__
 

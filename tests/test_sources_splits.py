@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drwr_dist.errors import DataError, DrwrError, UsageError
+from drwr_dist.pool import run_ordered
 from drwr_dist.sources.manifest import read_manifest
-from drwr_dist.sources.pool import run_ordered
 from drwr_dist.sources.splits import assign_splits, merge_groups, read_splits, shuffled
 
 KEYS = st.dictionaries(

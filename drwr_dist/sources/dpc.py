@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from drwr_dist.data.sample import MAX_SIDE, ObjectSample
 from drwr_dist.data.writer import EncodedSample
 from drwr_dist.errors import DataError, UsageError
+from drwr_dist.pool import run_ordered
 from drwr_dist.sources.finishing import (
     ViewSettings,
     choose_splits,
@@ -34,7 +35,6 @@ from drwr_dist.sources.geometry import Similarity
 from drwr_dist.sources.mat import read_mat
 from drwr_dist.sources.meshes import Progress, Skipped, object_id
 from drwr_dist.sources.pictures import read_picture, resample
-from drwr_dist.sources.pool import run_ordered
 from drwr_dist.sources.released_splits import read_lists
 
 LICENCE = "ShapeNet terms of use"

@@ -13,7 +13,7 @@ from drwr_dist.data.sample import ObjectSample, encode_sample
 from drwr_dist.data.verify import camera_findings
 from drwr_dist.data.writer import EncodedSample
 from drwr_dist.errors import DataError, UsageError
-from drwr_dist.sources.pool import Crew
+from drwr_dist.pool import Crew
 from drwr_dist.sources.splits import assign_splits, read_splits, shuffled
 
 

@@ -18,10 +18,10 @@ import numpy as np
 from drwr_dist.data.sample import ObjectSample, encode_sample
 from drwr_dist.data.writer import EncodedSample
 from drwr_dist.errors import DataError, UsageError
+from drwr_dist.pool import Crew, run_ordered
 from drwr_dist.sources.geometry import Mesh, Similarity, geometry_hash, normalise, sample_surface, thin
 from drwr_dist.sources.loading import MESH_SUFFIXES, MeshLimits, load_mesh
 from drwr_dist.sources.manifest import ManifestRow
-from drwr_dist.sources.pool import Crew, run_ordered
 from drwr_dist.sources.rendering import RenderSettings, random_cameras, render
 from drwr_dist.sources.splits import assign_splits, merge_groups, read_splits, shuffled
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from drwr_dist.data.sample import FOREGROUND, ObjectSample, mask_fault
 from drwr_dist.data.writer import EncodedSample
 from drwr_dist.errors import DataError, UsageError
+from drwr_dist.pool import run_ordered
 from drwr_dist.sources.colmap import colmap_folder, read_colmap
 from drwr_dist.sources.finishing import (
     ViewSettings,
@@ -32,7 +33,6 @@ from drwr_dist.sources.geometry import Similarity
 from drwr_dist.sources.hull import Silhouette, explained, silhouette, visual_hull
 from drwr_dist.sources.meshes import Progress, Skipped, object_id
 from drwr_dist.sources.pictures import read_mask, read_picture
-from drwr_dist.sources.pool import run_ordered
 from drwr_dist.sources.posed_view import PosedView
 from drwr_dist.sources.reframe import to_unit_box, turn_to_centre, warp
 from drwr_dist.sources.transforms import read_transforms, transform_files

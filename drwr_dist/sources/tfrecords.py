@@ -27,6 +27,7 @@ from drwr_dist.data.index import SPLITS
 from drwr_dist.data.sample import MAX_SIDE, ObjectSample
 from drwr_dist.data.writer import EncodedSample
 from drwr_dist.errors import DataError, UsageError
+from drwr_dist.pool import run_ordered
 from drwr_dist.sources.dpc import convert_cameras, ground_truth_file, read_points, released_meta
 from drwr_dist.sources.finishing import (
     ViewSettings,
@@ -37,7 +38,6 @@ from drwr_dist.sources.finishing import (
 )
 from drwr_dist.sources.meshes import Progress, Skipped, object_id
 from drwr_dist.sources.pictures import resample, unpremultiply
-from drwr_dist.sources.pool import run_ordered
 from drwr_dist.sources.released_splits import MODEL_ID
 from drwr_dist.sources.tfrecord_file import BrokenFrameError, check_record, parse_example, read_records
 

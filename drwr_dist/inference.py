@@ -1,0 +1,106 @@
+"""A trained run as a function from images to points: what `drwr_dist.load` returns and `predict` runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from drwr_dist.data.stream import as_tensor
+from drwr_dist.errors import UsageError
+from drwr_dist.images import frame, prepare
+from drwr_dist.run import TrainedRun, load_run
+
+CROPS = ("auto", "always", "never")
+
+# A file; a Pillow image; or pixels uint8 [H, W, 3] RGB or [H, W, 4] RGBA
+ImageLike = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
+
+
+class ImageToPoints:
+    """Call it with an image; it returns points [N, 3] in the object frame (the unit cube, +Y up)."""
+
+    def __init__(self, run: TrainedRun, device: str = "auto"):
+        name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        self.run = run
+        self.device = torch.device(name)
+        self.network = run.model.to(self.device)
+
+    def __call__(self, image: ImageLike, mask: ImageLike | None = None, crop: str = "auto") -> NDArray[np.float32]:
+        """Predict points float32 [N, 3] from one image.
+
+        Args:
+            image: a file, a Pillow image, or pixels uint8 [H, W, 3] or [H, W, 4]. Its alpha, where it has one, cuts
+                the object out.
+            mask: a file, a Pillow image, or pixels uint8 [H, W]: cuts the object out instead.
+            crop: auto | always | never, see `drwr_dist.images.frame`.
+
+        Raises:
+            DataError: a file that is no image, a mask of another size or one that says nothing.
+            UsageError: pixels of another shape, or another crop.
+        """
+        points: NDArray[np.float32] = self.batch([self.prepare(image, mask, crop)])[0]
+        return points
+
+    def prepare(self, image: ImageLike, mask: ImageLike | None = None, crop: str = "auto") -> NDArray[np.uint8]:
+        """Return the network's input, uint8 RGB [size, size, 3]; arguments and errors as those of the call."""
+        if crop not in CROPS:
+            raise UsageError(f"crop={crop}: choose one of {', '.join(CROPS)}")
+        size, background = self.run.image_size, self.run.config.data.background
+        if isinstance(image, (str, os.PathLike)) and (mask is None or isinstance(mask, (str, os.PathLike))):
+            return prepare(Path(image), size, background, crop, Path(mask) if mask is not None else None)
+        pixels, alpha = _pixels(image)
+        if mask is not None:
+            alpha = _mask_pixels(mask)
+            if alpha.shape != pixels.shape[:2]:
+                raise UsageError(f"mask: {list(alpha.shape)} pixels, but the image has {list(pixels.shape[:2])}")
+        return frame(pixels, alpha, size, background, crop, "image")
+
+    @torch.no_grad()
+    def batch(self, images: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """Predict points float32 [B, N, 3] from prepared images uint8 [size, size, 3]."""
+        dtype = next(self.network.parameters()).dtype
+        points = self.network(torch.stack([as_tensor(image) for image in images]).to(self.device, dtype))
+        return np.asarray(points.float().cpu().numpy(), dtype=np.float32)
+
+
+def load(run: str | os.PathLike[str], checkpoint: str = "last", device: str = "auto") -> ImageToPoints:
+    """Load a trained run as a function from images to points.
+
+    Args:
+        run: folder or URL of the run: <storage>/<name>.
+        checkpoint: last | best | a number of steps.
+        device: auto (a GPU where there is one), or a name that PyTorch knows.
+
+    Raises:
+        UsageError, TrainingError, DataError: as `drwr_dist.run.load_run`.
+    """
+    return ImageToPoints(load_run(run, checkpoint), device)
+
+
+def _pixels(image: ImageLike) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
+    if isinstance(image, (str, os.PathLike)):
+        with Image.open(image) as opened:
+            return _pixels(opened)
+    if isinstance(image, Image.Image):
+        has_alpha = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
+        return _pixels(np.asarray(image.convert("RGBA" if has_alpha else "RGB")))
+    if image.ndim != 3 or image.shape[-1] not in (3, 4) or image.dtype != np.uint8:
+        raise UsageError(f"image: give uint8 [H, W, 3] or [H, W, 4], not {image.dtype} {list(image.shape)}")
+    return image[..., :3], image[..., 3] if image.shape[-1] == 4 else None
+
+
+def _mask_pixels(mask: ImageLike) -> NDArray[np.uint8]:
+    if isinstance(mask, (str, os.PathLike)):
+        with Image.open(mask) as opened:
+            return _mask_pixels(opened)
+    if isinstance(mask, Image.Image):
+        return np.asarray(mask.convert("L"))
+    if mask.ndim != 2 or mask.dtype not in (np.uint8, np.bool_):
+        raise UsageError(f"mask: give uint8 or bool [H, W], not {mask.dtype} {list(mask.shape)}")
+    return mask.astype(np.uint8) * 255 if mask.dtype == np.bool_ else mask
