@@ -176,4 +176,7 @@ def check(options: PredictOptions) -> None:
 
 
 if __name__ == "__main__":
-    run_verb(main)
+    # The importable module, not this one that is called __main__: workers look for what they are sent there.
+    from drwr_dist.predict import main as importable_main
+
+    run_verb(importable_main)
