@@ -72,19 +72,18 @@ def chair(seed: int) -> Mesh:
     return normalise(Mesh(np.asarray(whole.vertices), np.asarray(whole.faces)))[0]
 
 
-def render_and_encode(mesh: Mesh, seed: int, supersample: int, voxel: float = 0.0) -> int:
+def render_and_encode(mesh: Mesh, seed: int, render: RenderSettings, voxel: float = 0.0) -> int:
     """Do what an import does with a mesh that is read; return the number of views."""
-    settings = MeshSettings(RenderSettings(supersample=supersample), ground_truth_voxel=voxel, seed=seed)
+    settings = MeshSettings(render, ground_truth_voxel=voxel, seed=seed)
     job = MeshJob(f"chair/{seed}", Path("none"), ManifestRow("g"), settings)
     _, similarity = normalise(mesh)
     sample = make_sample(job, mesh, similarity)
-    encode_sample(sample)
+    encode_sample(sample, settings.compression)
     return len(sample.images)
 
 
-def render_alone(mesh: Mesh, seed: int, supersample: int) -> int:
-    settings = RenderSettings(supersample=supersample)
-    return len(render(mesh, random_cameras(settings, np.random.default_rng(seed)), settings)[0])
+def render_alone(mesh: Mesh, seed: int, settings: RenderSettings) -> int:
+    return len(render(mesh, random_cameras(settings, np.random.default_rng(seed)), settings).images)
 
 
 def cases(limit: int) -> dict[str, tuple[Callable[[int], int], str]]:
@@ -116,18 +115,19 @@ def cases(limit: int) -> dict[str, tuple[Callable[[int], int], str]]:
         "decode all 8 views": (decode, "views"),
         "decode 4 of 8 views": (lambda turn: decode(turn, views=[0, 2, 4, 6]), "views"),
     }
-    for fine in (1, 2, 3):
-        name = f"supersample {fine}"
+    kinds = {f"{fine} × {fine} rays": RenderSettings(supersample=fine) for fine in (1, 2, 3)}
+    kinds["3 × 3 rays in every pixel"] = RenderSettings(supersample=3, adaptive=False)
+    for name, settings in kinds.items():
         found[f"render, {name}"] = (
-            lambda turn, fine=fine: sum(render_alone(mesh, turn, fine) for mesh in meshes),
+            lambda turn, settings=settings: sum(render_alone(mesh, turn, settings) for mesh in meshes),
             "views",
         )
         found[f"render + PNG, {name}"] = (
-            lambda turn, fine=fine: sum(render_and_encode(mesh, turn, fine) for mesh in meshes),
+            lambda turn, settings=settings: sum(render_and_encode(mesh, turn, settings) for mesh in meshes),
             "views",
         )
         found[f"render + PNG + ground truth, {name}"] = (
-            lambda turn, fine=fine: sum(render_and_encode(mesh, turn, fine, 0.01) for mesh in meshes),
+            lambda turn, settings=settings: sum(render_and_encode(mesh, turn, settings, 0.01) for mesh in meshes),
             "views",
         )
     return found

@@ -15,7 +15,7 @@ from drwr_dist.cli import load_options, run_verb
 from drwr_dist.data.index import DatasetIndex, load_index
 from drwr_dist.data.inspection import print_summary, write_page, write_sheet
 from drwr_dist.data.journal import input_fingerprint
-from drwr_dist.data.sample import MAX_SIDE
+from drwr_dist.data.sample import COMPRESSIONS, MAX_SIDE
 from drwr_dist.data.verify import verify_dataset
 from drwr_dist.data.writer import EncodedSample, ShardLimits, open_journal, write_dataset
 from drwr_dist.errors import DataError, UsageError
@@ -52,6 +52,9 @@ class ImportOptions:
     elevation_min: float = -20.0  # degrees
     elevation_max: float = 40.0  # degrees
     supersample: int = 3  # rays per pixel and axis
+    adaptive: bool = True  # all rays of a pixel only where something changes around it, else one; false: all
+    depth: bool = False  # also write <view>.depth.png: rendered, or what dpc has; docs/data.md has the scale
+    compression: str = "auto"  # of the PNGs: quick | small | auto: quick for what is rendered here, else small
     ground_truth_voxel: float = 0.01  # bounding-box diagonals; one ground-truth point per voxel; 0: no ground truth
     seed: int = 0  # of cameras, ground truth, splits and order
     workers: int = 0  # processes or Ray tasks at a time; 0: one per core. The bytes written don't depend on it
@@ -187,6 +190,8 @@ def _from_views(options: ImportOptions, scratch: Path, progress: Advance, done: 
         categories=tuple(options.categories),
         splits=options.splits,
         max_bytes=options.max_megabytes * 2**20,
+        depth=options.depth,
+        compression="small" if options.compression == "auto" else options.compression,
         seed=options.seed,
         workers=Crew(options.workers, options.engine),
         skip_bad=options.skip_bad,
@@ -204,13 +209,18 @@ _SOURCES: dict[str, Callable[[ImportOptions, Path, Advance, Done], Found]] = {
 _RENDERED = ("meshes", "open_shapes")
 _ONLY_FOR = {  # keys that mean something to some sources alone
     **dict.fromkeys(("manifest", "licences", "distance", "elevation_min", "elevation_max"), _RENDERED),
-    **dict.fromkeys(("supersample", "ground_truth_voxel", "max_faces"), _RENDERED),
+    **dict.fromkeys(("supersample", "adaptive", "ground_truth_voxel", "max_faces"), _RENDERED),
     "max_megabytes": (*_RENDERED, "tfrecords"),
     "camera": ("dpc", "tfrecords"),
+    "depth": (*_RENDERED, "dpc"),
     "fetch": ("open_shapes",),
     "up": ("posed",),
 }
-_CHOICES = {"engine": ENGINES, "camera": ("position", "extrinsic"), "up": ("+x", "-x", "+y", "-y", "+z", "-z")}
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "engine": ENGINES,
+    "compression": ("auto", *COMPRESSIONS),
+    "camera": ("position", "extrinsic"), "up": ("+x", "-x", "+y", "-y", "+z", "-z"),
+}
 
 
 def _check_options(options: ImportOptions) -> None:
@@ -255,6 +265,8 @@ def _mesh_settings(options: ImportOptions) -> MeshSettings:
         elevation_min=options.elevation_min,
         elevation_max=options.elevation_max,
         supersample=options.supersample,
+        adaptive=options.adaptive,
+        depth=options.depth,
     )
     return MeshSettings(
         render=render,
@@ -263,6 +275,7 @@ def _mesh_settings(options: ImportOptions) -> MeshSettings:
         seed=options.seed,
         workers=Crew(options.workers, options.engine),
         skip_bad=options.skip_bad,
+        compression="quick" if options.compression == "auto" else options.compression,
     )
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from drwr_dist.errors import DataError
-from drwr_dist.sources.geometry import Mesh, face_areas, geometry_hash, normalise, sample_surface, thin
+from drwr_dist.sources.geometry import Mesh, face_areas, geometry_hash, normalise, sample_surface, thin, wireframe
 
 
 def mesh_of(shape: trimesh.Trimesh) -> Mesh:
@@ -77,3 +77,16 @@ def test_copies_share_a_fingerprint():
     moved = normalise(box(2, 4, 6, at=(5, 0, 0)))[0]
     assert geometry_hash(first) == geometry_hash(shuffled) == geometry_hash(moved)
     assert geometry_hash(first) != geometry_hash(normalise(box(1, 2, 3.01))[0])
+
+
+@pytest.mark.parametrize("spacing", [0.05, 0.3, 5.0])
+def test_wireframe(spacing: float):
+    mesh = box(1, 0.6, 0.2, at=(3, 0, 0))
+    points = wireframe(mesh, mesh.vertices, spacing)
+    assert {tuple(corner) for corner in mesh.vertices} <= {tuple(point) for point in points}
+    for a, b in trimesh.Trimesh(mesh.vertices, mesh.faces).edges_unique:
+        start, end = mesh.vertices[a], mesh.vertices[b]
+        along = (points - start) @ (end - start) / np.linalg.norm(end - start) ** 2
+        on = np.linalg.norm(points - start - along[:, None] * (end - start), axis=1) < 1e-9
+        places = np.sort(along[on & (along > -1e-9) & (along < 1 + 1e-9)]) * np.linalg.norm(end - start)
+        assert np.diff(places).max() <= max(spacing, places[-1] if spacing > places[-1] else 0) + 1e-9

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import trimesh
@@ -20,7 +22,7 @@ def camera(azimuth: float = 0.0, elevation: float = 0.0) -> np.ndarray:
 
 
 def view(mesh: Mesh, azimuth: float = 0.0, elevation: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    images, masks = render(mesh, camera(azimuth, elevation), SETTINGS)
+    images, masks, _ = render(mesh, camera(azimuth, elevation), SETTINGS)
     return images[0], masks[0]
 
 
@@ -84,7 +86,7 @@ class TestSilhouettes:
         parts[1].apply_translation(random.uniform(-0.4, 0.4, 3))
         mesh = normalise(mesh_of(trimesh.util.concatenate(parts)))[0]
         cameras = random_cameras(SETTINGS, random)
-        _, masks = render(mesh, cameras, SETTINGS)
+        masks = render(mesh, cameras, SETTINGS).masks
         points = np.repeat(sample_surface(mesh, 2000, random)[None], len(cameras), axis=0)
         xy, _ = project(torch.from_numpy(points), torch.from_numpy(cameras))
         pixel = (xy.numpy() * SETTINGS.image_size).astype(int)
@@ -93,7 +95,8 @@ class TestSilhouettes:
 
     def test_every_object_of_the_unit_diagonal_is_in_the_frame(self):
         for size in [(1, 0.01, 0.01), (0.01, 1, 0.01), (1, 1, 1), (0.01, 0.01, 1)]:
-            _, masks = render(normalise(box(*size))[0], random_cameras(SETTINGS, np.random.default_rng(1)), SETTINGS)
+            cameras = random_cameras(SETTINGS, np.random.default_rng(1))
+            masks = render(normalise(box(*size))[0], cameras, SETTINGS).masks
             edge = np.concatenate([masks[:, 0], masks[:, -1], masks[:, :, 0], masks[:, :, -1]], axis=1)
             assert not edge.any() and (masks.max(axis=(1, 2)) > 0).all()
 
@@ -102,11 +105,11 @@ def test_rays_outside_of_the_window_hit_nothing(monkeypatch: pytest.MonkeyPatch)
     """Only the part of the frame that can see the mesh is traced; tracing all of it gives the same picture."""
     shapes = [box(0.3, 0.1, 0.2), box(0.1, 0.1, 0.1, at=(0.2, 0.9, 0)), box(1, 1, 1, at=(0, 0, 1.2)), box(0.2, 9, 0.2)]
     cameras = random_cameras(SETTINGS, np.random.default_rng(3))
-    windowed = [render(shape, cameras, SETTINGS) for shape in shapes]
+    windowed = [render(shape, cameras, SETTINGS)[:2] for shape in shapes]
     whole = slice(0, SETTINGS.image_size)
     monkeypatch.setattr(rendering, "_window", lambda *_: (whole, whole))
     for shape, (images, masks) in zip(shapes, windowed, strict=True):
-        all_images, all_masks = render(shape, cameras, SETTINGS)
+        all_images, all_masks, _ = render(shape, cameras, SETTINGS)
         assert np.array_equal(masks, all_masks)
         assert np.abs(images.astype(int) - all_images).max() <= 1
 
@@ -146,8 +149,82 @@ class TestShading:
         assert np.array_equal(view(Mesh(mesh.vertices, faces), 30)[0], view(mesh, 30)[0])
 
 
+def spokes() -> Mesh:
+    """Wires of a fifth to half of a pixel, hanging together or not, in front of nothing and of a ball."""
+    random = np.random.default_rng(0)
+    parts = [trimesh.creation.icosphere(3, 0.12)]
+    for radius in (0.001, 0.0015, 0.002, 0.003):
+        for _ in range(3):
+            wire = trimesh.creation.cylinder(radius, 0.9, sections=6)
+            wire.apply_transform(trimesh.transformations.random_rotation_matrix(random.random(3)))
+            wire.apply_translation(random.uniform(-0.2, 0.2, 3))
+            parts.append(wire)
+    return normalise(mesh_of(trimesh.util.concatenate(parts)))[0]
+
+
+class TestAdaptive:
+    """All rays of a pixel only where something changes, against all rays everywhere."""
+
+    FULL = dataclasses.replace(SETTINGS, adaptive=False)
+
+    @pytest.mark.parametrize("supersample", [2, 3, 4])
+    @pytest.mark.parametrize("shape", ["spokes", "ball", "box"])
+    def test_it_shows_the_same(self, shape: str, supersample: int):
+        mesh = {"spokes": spokes, "ball": lambda: mesh_of(trimesh.creation.icosphere(4, 0.45)), "box": lambda: box(0.5, 0.3, 0.4)}[shape]()
+        cameras = random_cameras(SETTINGS, np.random.default_rng(5))
+        images, masks, _ = render(mesh, cameras, dataclasses.replace(SETTINGS, supersample=supersample))
+        all_images, all_masks, _ = render(mesh, cameras, dataclasses.replace(self.FULL, supersample=supersample))
+        touched = all_masks > 0
+        assert (masks != all_masks)[touched].mean() <= {2: 0.04, 3: 0.01, 4: 0.003}[supersample]
+        difference = np.abs(images.astype(int) - all_images)[touched]
+        assert shape == "spokes" or (difference.mean() < 0.5 and np.percentile(difference, 99) <= 8)
+
+    def test_it_traces_fewer_rays(self, monkeypatch: pytest.MonkeyPatch):
+        traced: list[int] = []
+        shooter = rendering._shooter
+
+        def counting(*arguments, **options):
+            shoot = shooter(*arguments, **options)
+            return lambda matrix, rays: (traced.append(len(rays)), shoot(matrix, rays))[1]
+
+        monkeypatch.setattr(rendering, "_shooter", counting)
+        counts = []
+        for settings in (SETTINGS, self.FULL):
+            traced.clear()
+            render(box(0.5, 0.3, 0.4), camera(30, 20), settings)
+            counts.append(sum(traced))
+        assert 2 * counts[0] < counts[1]
+
+
+class TestDepth:
+    SETTINGS = dataclasses.replace(SETTINGS, depth=True)
+
+    @pytest.mark.parametrize("adaptive", [True, False])
+    def test_of_a_wall(self, adaptive: bool):
+        """Depth is along the camera's axis, not along the ray: a wall that faces the camera has one depth."""
+        settings = dataclasses.replace(self.SETTINGS, adaptive=adaptive)
+        _, masks, depths = render(box(0.2, 0.7, 0.7), camera(0), settings)
+        assert depths is not None and np.array_equal(depths > 0, masks > 0)
+        assert np.allclose(depths[masks == 255], 2 - 0.1, atol=1e-5)
+
+    def test_surface_points_have_their_depth(self):
+        mesh = mesh_of(trimesh.creation.icosphere(5, 0.4))
+        matrix = camera(50, 20)
+        depths = render(mesh, matrix, self.SETTINGS).depths
+        assert depths is not None
+        side = SETTINGS.image_size
+        rows, columns = np.nonzero(depths[0] > 0)
+        ray = np.stack([(columns + 0.5) / side - 0.5, (rows + 0.5) / side - 0.5, np.full(len(rows), 1.875)], axis=1)
+        seen = ray / 1.875 * depths[0, rows, columns, None]
+        distance = np.linalg.norm(seen - matrix[0, :3, 3], axis=1)
+        assert np.mean(np.abs(distance - 0.4) < 0.01) > 0.9
+
+    def test_none_unless_asked(self):
+        assert render(box(0.5, 0.3, 0.4), camera(), SETTINGS).depths is None
+
+
 def test_the_same_bytes_every_time():
     mesh = normalise(mesh_of(trimesh.creation.torus(0.5, 0.2)))[0]
     cameras = random_cameras(SETTINGS, np.random.default_rng(0))
-    first, second = render(mesh, cameras, SETTINGS), render(mesh, cameras, SETTINGS)
+    first, second = render(mesh, cameras, SETTINGS)[:2], render(mesh, cameras, SETTINGS)[:2]
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))

@@ -72,7 +72,7 @@ def render_blender(seed: int, views: int = 5) -> Rendered:
     extrinsics = np.stack([blender_camera(position) for position in positions])
     object_to_camera = extrinsics.copy()
     object_to_camera[:, :3, :3] = extrinsics[:, :3, :3] @ TO_BLENDER
-    images, masks = render(mesh, object_to_camera, RenderSettings(image_size=SIDE, views=views))
+    images, masks, _ = render(mesh, object_to_camera, RenderSettings(image_size=SIDE, views=views))
     return Rendered(mesh, positions, extrinsics, images, masks, sample_surface(mesh, 3000, random))
 
 

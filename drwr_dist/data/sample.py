@@ -1,7 +1,7 @@
 """One object as it lies in a shard: what its members are, and every way in which they can be wrong.
 
-The members of the sample `<category>/<object id>` are `00.image.png`, `00.mask.png`, `01.image.png`, …,
-`cameras.json`, `meta.json` and, where ground truth is known, `points.npy`. Nothing here unpickles.
+The members of the sample `<category>/<object id>` are `00.image.png`, `00.mask.png` (and `00.depth.png`, where asked
+for), `01.image.png`, …, `cameras.json`, `meta.json` and, where ground truth is known, `points.npy`. Nothing here unpickles.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from numpy.typing import NDArray
 from drwr_dist.errors import DataError
 
 FOREGROUND = 153  # a pixel belongs to the object where its alpha is at least 153 of 255, as in the released records
-PNG_LEVEL = 9  # zlib level of the stored images; a fixed one, so that the same pixels give the same bytes
+COMPRESSIONS = {  # of the stored images; fixed ones, so that the same pixels give the same bytes
+    "small": (cv2.IMWRITE_PNG_COMPRESSION, 9, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_DEFAULT),
+    "quick": (cv2.IMWRITE_PNG_COMPRESSION, 6, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE),  # for renders
+}
 MAX_SIDE = 4096  # pixels; a larger image is refused before it is decoded
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _VIEW_MEMBER = re.compile(r"(\d+)\.(image|mask)\.png")
@@ -39,6 +42,7 @@ class ObjectSample:
     focal_length: NDArray[np.float64]  # [V], in frame widths
     points: NDArray[np.float32] | None = None  # [M, 3] ground truth in the object frame, where known
     meta: dict[str, Any] = field(default_factory=dict)
+    depths: NDArray[np.uint16] | None = None  # [V, H, W] levels (see `drwr_dist.data.depth`); written, never decoded
 
 
 def composite(
@@ -62,8 +66,12 @@ def composite(
 # --- writing --------------------------------------------------------------------------------------------------
 
 
-def encode_sample(sample: ObjectSample) -> dict[str, bytes]:
+def encode_sample(sample: ObjectSample, compression: str = "small") -> dict[str, bytes]:
     """Encode one object as its members, in the order in which a shard holds them (`points.npy` last).
+
+    Args:
+        sample: the object.
+        compression: of the PNGs, one of COMPRESSIONS; quick is as small for flat renders, larger for photographs.
 
     Returns:
         Member name without the key (such as `00.image.png`) → bytes; the same sample always gives the same bytes.
@@ -74,8 +82,10 @@ def encode_sample(sample: ObjectSample) -> dict[str, bytes]:
     views = _check_arrays(sample)
     members: dict[str, bytes] = {}
     for view in range(views):
-        members[f"{view:02d}.image.png"] = _encode_png(sample.images[view][..., ::-1])
-        members[f"{view:02d}.mask.png"] = _encode_png(sample.masks[view])
+        members[f"{view:02d}.image.png"] = encode_png(sample.images[view][..., ::-1], compression)
+        members[f"{view:02d}.mask.png"] = encode_png(sample.masks[view], compression)
+        if sample.depths is not None:
+            members[f"{view:02d}.depth.png"] = encode_png(sample.depths[view], compression)
     cameras = {
         "world_to_camera": sample.world_to_camera.tolist(),
         "focal_length": sample.focal_length.tolist(),
@@ -105,6 +115,8 @@ def _check_arrays(sample: ObjectSample) -> int:
     for name in ("images", "masks"):
         if expected[name][0].dtype != np.uint8:
             raise DataError(f"{sample.key}: {name} must be uint8, got {expected[name][0].dtype}")
+    if sample.depths is not None and (sample.depths.shape, sample.depths.dtype) != (sample.masks.shape, np.uint16):
+        raise DataError(f"{sample.key}: depths must be uint16 {sample.masks.shape}, got {sample.depths.shape}")
     for view in range(views):
         if reason := mask_fault(sample.masks[view]):
             raise DataError(f"{sample.key}: view {view:02d}: {reason}")
@@ -115,14 +127,9 @@ def _check_arrays(sample: ObjectSample) -> int:
     return views
 
 
-def _encode_png(array: NDArray[np.uint8]) -> bytes:
-    settings = [
-        cv2.IMWRITE_PNG_COMPRESSION,
-        PNG_LEVEL,
-        cv2.IMWRITE_PNG_STRATEGY,
-        cv2.IMWRITE_PNG_STRATEGY_DEFAULT,
-    ]
-    ok, data = cv2.imencode(".png", np.ascontiguousarray(array), settings)
+def encode_png(array: NDArray[np.uint8] | NDArray[np.uint16], compression: str) -> bytes:
+    """Encode [H, W] or BGR [H, W, 3]; the same bytes every time."""
+    ok, data = cv2.imencode(".png", np.ascontiguousarray(array), COMPRESSIONS[compression])
     if not ok:
         raise DataError(f"OpenCV could not encode an array of shape {array.shape} as PNG")
     return bytes(data.tobytes())
@@ -344,12 +351,13 @@ def _check_npy_size(data: bytes) -> None:
         raise ValueError(f"shape {shape} of {dtype} doesn't fit {len(data)} bytes")
 
 
-def png_fault(data: bytes, channels: int) -> str | None:
-    """Say what is wrong with a square 8-bit PNG without decoding it, or return None; checks every chunk's CRC.
+def png_fault(data: bytes, channels: int, bits: int = 8) -> str | None:
+    """Say what is wrong with a square PNG without decoding it, or return None; checks every chunk's CRC.
 
     Args:
         data: the whole file.
         channels: 3 for RGB, 1 for grey.
+        bits: per channel.
     """
     if not data.startswith(_PNG_SIGNATURE):
         return "not a PNG"
@@ -359,8 +367,8 @@ def png_fault(data: bytes, channels: int) -> str | None:
     depth, colour = data[24], data[25]
     if width != height or not 0 < width <= MAX_SIDE:
         return f"wrong size: {width} × {height} pixels; it must be square, at most {MAX_SIDE}"
-    if (depth, colour) != (8, 2 if channels == 3 else 0):
-        return f"not an 8-bit {'RGB' if channels == 3 else 'grey'} PNG (bit depth {depth}, colour type {colour})"
+    if (depth, colour) != (bits, 2 if channels == 3 else 0):
+        return f"not an {bits}-bit {'RGB' if channels == 3 else 'grey'} PNG (bit depth {depth}, colour type {colour})"
     return _chunk_fault(data)
 
 

@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from drwr_dist.data.depth import depth_findings
 from drwr_dist.data.index import DatasetIndex, Shard, load_index, read_sample, read_shard
 from drwr_dist.data.sample import FOREGROUND, ObjectSample, decode_sample, split_members
 from drwr_dist.errors import DataError
@@ -150,7 +151,7 @@ def _check_sample(
         yield Finding(shard.url, key, f"{views} views, the index says at most {index.views}")
     if side != index.image_size:
         yield Finding(shard.url, key, f"images of {side} × {side} pixels, the index says {index.image_size}")
-    for reason in camera_findings(sample):
+    for reason in (*camera_findings(sample), *depth_findings(members, sample)):
         yield Finding(shard.url, key, reason)
     group = str(sample.meta.get("near_duplicate_group", key))
     split, other = groups.setdefault(group, (shard.split, key))

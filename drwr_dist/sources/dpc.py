@@ -2,6 +2,7 @@
 
     DIR/render/<synset>/<model>/render_<n>.png   RGBA         (also DIR/renders/…)
                                 camera_<n>.mat   pos [1, 3], extrinsic [4, 4]
+                                depth_<n>.png    only read with depth=true
     DIR/gt/downsampled/<synset>/<model>.mat      points [M, 3]; optional (also DIR/gt/<synset>/…)
     DIR/splits/<synset>_train.txt, …             optional (also DIR/…, or splits=FOLDER)
 
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from drwr_dist.data.depth import STEP_KEY
 from drwr_dist.data.sample import MAX_SIDE, ObjectSample
 from drwr_dist.data.writer import EncodedSample
 from drwr_dist.errors import DataError, UsageError
@@ -34,7 +36,7 @@ from drwr_dist.sources.finishing import (
 from drwr_dist.sources.geometry import Similarity
 from drwr_dist.sources.mat import read_mat
 from drwr_dist.sources.meshes import Progress, Skipped, object_id
-from drwr_dist.sources.pictures import read_picture, resample
+from drwr_dist.sources.pictures import read_levels, read_picture, resample
 from drwr_dist.sources.released_splits import read_lists
 
 LICENCE = "ShapeNet terms of use"
@@ -148,7 +150,7 @@ def _without_renders(models: dict[str, Model], splits: dict[str, str], skip_bad:
 def convert_model(model: Model) -> EncodedSample | Skipped:
     """Convert one model."""
     try:
-        return finish(make_sample(model), model.split)
+        return finish(make_sample(model), model.split, model.settings.compression)
     except DataError as error:
         if not model.settings.skip_bad:
             raise
@@ -165,6 +167,9 @@ def make_sample(model: Model) -> ObjectSample:
     numbers = [model.numbers[place] for place in choose_views(model.key, len(model.numbers), settings)]
     views = [_read_render(model.folder / f"render_{number}.png", settings.image_size) for number in numbers]
     cameras = [read_camera(model.folder / f"camera_{number}.mat", settings.camera) for number in numbers]
+    depths = None
+    if settings.depth:
+        depths = np.stack([_read_depth(model.folder / f"depth_{number}.png", settings.image_size) for number in numbers])
     points = None if model.ground_truth is None else read_points(model.ground_truth, settings.camera)
     return ObjectSample(
         key=model.key,
@@ -172,8 +177,9 @@ def make_sample(model: Model) -> ObjectSample:
         masks=np.stack([alpha for _, alpha in views]),
         world_to_camera=np.stack(cameras),
         focal_length=np.full(len(views), settings.focal_length),
+        depths=depths,
         points=points,
-        meta=released_meta(model.key, "dpc", settings.camera),
+        meta=released_meta(model.key, "dpc", settings.camera) | ({STEP_KEY: None} if settings.depth else {}),
     )
 
 
@@ -203,6 +209,15 @@ def _read_render(path: Path, size: int) -> tuple[NDArray[np.uint8], NDArray[np.u
     if image.shape[0] != image.shape[1] or len(image) > MAX_SIDE:
         raise DataError(f"{path}: {image.shape[1]} × {image.shape[0]} pixels; renders are square, at most {MAX_SIDE}")
     return resample(image, alpha, size)
+
+
+def _read_depth(path: Path, size: int) -> NDArray[np.uint16]:
+    """Read a depth image as it is: its scale is the renderer's own."""
+    levels = read_levels(path)
+    if levels.shape[0] != levels.shape[1] or len(levels) > MAX_SIDE:
+        raise DataError(f"{path}: {levels.shape[1]} × {levels.shape[0]} pixels; depth is square, at most {MAX_SIDE}")
+    nearest = (2 * np.arange(size) + 1) * len(levels) // (2 * size)  # depths must not be averaged
+    return levels[np.ix_(nearest, nearest)]
 
 
 def read_camera(path: Path, camera: str) -> NDArray[np.float64]:

@@ -29,6 +29,8 @@ class ViewSettings:
     categories: tuple[str, ...] = ()  # only these; none: all
     splits: str | None = None  # JSON or CSV key → split, or a folder with lists; None: the source's own
     max_bytes: int = 256 * 2**20  # tfrecords: of each record
+    depth: bool = False  # dpc: keep its depth images
+    compression: str = "small"  # of the PNGs
     seed: int = 0
     workers: int | Crew = 1
     skip_bad: bool = False
@@ -78,13 +80,13 @@ def in_order(splits: Mapping[str, str], seed: int) -> list[str]:
     return [key for split in SPLITS for key in shuffled([key for key in splits if splits[key] == split], seed)]
 
 
-def finish(sample: ObjectSample, split: str) -> EncodedSample:
+def finish(sample: ObjectSample, split: str, compression: str = "small") -> EncodedSample:
     """Encode, and check that each view's camera and mask belong together.
 
     Raises:
         DataError: they don't, or the sample breaks a rule of `encode_sample`; names the object.
     """
-    members = encode_sample(sample)
+    members = encode_sample(sample, compression)
     for reason in camera_findings(sample):
         raise DataError(f"{sample.key}: {reason}")
     return EncodedSample(sample.key, split, members, str(sample.meta["source"]), str(sample.meta["licence"]))

@@ -106,6 +106,28 @@ def thin(points: NDArray[np.float64], voxel: float) -> NDArray[np.float64]:
     return points[first]
 
 
+def wireframe(mesh: Mesh, corners: NDArray[np.float64], spacing: float) -> NDArray[np.float64]:
+    """Return points on the edges of a mesh, neighbours at most `spacing` apart: [N, 3].
+
+    Args:
+        mesh: its edges.
+        corners: [K, 3] its vertices, those that are used; the result begins with them.
+        spacing: in the mesh's unit.
+    """
+    a, b, count = mesh.faces.ravel(), np.roll(mesh.faces, -1, axis=1).ravel(), len(mesh.vertices)
+    x, y, z = (mesh.vertices[a] - mesh.vertices[b]).T
+    long = np.flatnonzero(x * x + y * y + z * z > spacing**2)
+    a, b = a[long], b[long]
+    pairs = np.unique(np.minimum(a, b) * count + np.maximum(a, b))  # each edge once
+    start, end = mesh.vertices[pairs // count], mesh.vertices[pairs % count]
+    inner = np.ceil(np.linalg.norm(end - start, axis=1) / spacing).astype(np.int64) - 1  # points between the ends
+    edge = np.repeat(np.arange(len(pairs)), inner)
+    place = np.arange(len(edge)) - np.repeat(np.cumsum(inner) - inner, inner) + 1
+    along = (place / (inner + 1)[edge])[:, None]
+    between = start[edge] + along * (end[edge] - start[edge])
+    return np.concatenate([corners, between])
+
+
 def geometry_hash(mesh: Mesh, step: float = 1e-4) -> str:
     """Return a fingerprint that exact copies share, whatever the order of their vertices.
 

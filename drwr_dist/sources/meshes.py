@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from drwr_dist.data.depth import STEP_KEY, depth_step, to_levels
 from drwr_dist.data.sample import ObjectSample, encode_sample
 from drwr_dist.data.writer import EncodedSample
 from drwr_dist.errors import DataError, UsageError
@@ -38,6 +39,7 @@ class MeshSettings:
     seed: int = 0
     workers: int | Crew = 1
     skip_bad: bool = False
+    compression: str = "quick"  # of the PNGs
 
 
 @dataclass(frozen=True)
@@ -162,7 +164,7 @@ def render_job(job: MeshJob) -> EncodedSample | Skipped:
     """Render one object and encode its sample."""
     try:
         mesh, similarity = _load(job)
-        members = encode_sample(make_sample(job, mesh, similarity))
+        members = encode_sample(make_sample(job, mesh, similarity), job.settings.compression)
     except DataError as error:
         if not job.settings.skip_bad:
             raise
@@ -180,7 +182,8 @@ def make_sample(job: MeshJob, mesh: Mesh, similarity: Similarity) -> ObjectSampl
     digest = hashlib.sha256(f"{settings.seed}\0{job.key}".encode()).digest()
     cameras_rng, points_rng = np.random.default_rng(list(digest)).spawn(2)
     world_to_camera = random_cameras(settings.render, cameras_rng)
-    images, masks = render(mesh, world_to_camera, settings.render)
+    images, masks, depths = render(mesh, world_to_camera, settings.render)
+    step = depth_step(settings.render.distance)
     points = None
     if settings.ground_truth_voxel > 0:
         try:
@@ -195,6 +198,7 @@ def make_sample(job: MeshJob, mesh: Mesh, similarity: Similarity) -> ObjectSampl
         masks=masks,
         world_to_camera=world_to_camera,
         focal_length=np.full(len(images), settings.render.focal_length),
+        depths=None if depths is None else to_levels(depths, step),
         points=points,
         meta={
             "category": category,
@@ -205,5 +209,6 @@ def make_sample(job: MeshJob, mesh: Mesh, similarity: Similarity) -> ObjectSampl
             "author": job.row.author,
             "near_duplicate_group": job.group,
             "similarity": similarity.to_json(),
+            **({} if depths is None else {STEP_KEY: step}),
         },
     )

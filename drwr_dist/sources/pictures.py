@@ -50,6 +50,20 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
     return np.asarray(image.convert("L"), dtype=np.uint8).copy()
 
 
+def read_levels(path: Path) -> NDArray[np.uint16]:
+    """Read an image of one quantity, of 8 or 16 bits, without rescaling it: [H, W].
+
+    Raises:
+        DataError: as `read_picture`, or it has colours.
+    """
+    pixels = np.asarray(_open(path))
+    if pixels.ndim == 3 and pixels.shape[2] >= 3 and (pixels[..., :1] == pixels[..., :3]).all():
+        pixels = pixels[..., 0]  # grey that was saved as RGB(A)
+    if pixels.ndim != 2 or pixels.dtype.kind not in "ui" or pixels.min() < 0 or pixels.max() > 65535:
+        raise DataError(f"{path}: not a grey image of 8 or 16 bits")
+    return pixels.astype(np.uint16)
+
+
 def _open(path: Path) -> Image.Image:
     try:
         image: Image.Image = Image.open(path)

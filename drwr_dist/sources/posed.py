@@ -221,7 +221,7 @@ def _view_fault(alpha: NDArray[np.uint8]) -> str | None:
 def convert_object(item: PosedObject) -> EncodedSample | Skipped:
     """Convert one object that has been surveyed."""
     try:
-        return finish(make_sample(item), item.split)
+        return finish(make_sample(item), item.split, item.settings.compression)
     except DataError as error:
         if not item.settings.skip_bad:
             raise

@@ -7,12 +7,15 @@ side (+Z); elevation grows towards +Y. Frames and intrinsics are the package's o
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from drwr_dist.sources.geometry import GREY, Mesh
+from drwr_dist.sources.adaptive import Rays, Seen, trace_adaptively
+from drwr_dist.sources.geometry import GREY, Mesh, wireframe
 
 _AMBIENT, _SKY, _HEADLIGHT, _KEY = 0.12, 0.30, 0.33, 0.33  # weights of the lights; they add up to about 1
 _KEY_DIRECTION = np.array([-0.62, -0.62, -0.48])  # in the camera frame: from the upper left, behind the camera
@@ -29,6 +32,20 @@ class RenderSettings:
     elevation_min: float = -20.0  # degrees
     elevation_max: float = 40.0  # degrees
     supersample: int = 3  # rays per pixel and axis
+    adaptive: bool = True  # all of them only where something changes from pixel to pixel, else one
+    depth: bool = False  # keep how far away the surface is, too
+
+
+Window = tuple[slice, slice]  # rows and columns of pixels
+Shoot = Callable[[NDArray[np.float32]], Rays]
+
+
+class Rendered(NamedTuple):
+    """Views of one mesh."""
+
+    images: NDArray[np.uint8]  # [V, H, W, 3] RGB, not premultiplied, 0 where nothing is hit
+    masks: NDArray[np.uint8]  # [V, H, W], the fraction of each pixel's rays that hit, times 255
+    depths: NDArray[np.float32] | None  # [V, H, W], camera z, mean of the rays that hit; 0 where none does
 
 
 def look_at_origin(
@@ -81,60 +98,121 @@ def pixel_rays(image_size: int, supersample: int, focal_length: float) -> NDArra
     return result
 
 
-def render(
-    mesh: Mesh, world_to_camera: NDArray[np.float64], settings: RenderSettings
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+@functools.lru_cache(maxsize=4)
+def _bundles(image_size: int, supersample: int, focal_length: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the same rays pixel by pixel: the middle one [H, W, 3], and the others [s² - 1, H, W, 3]."""
+    rays = pixel_rays(image_size, supersample, focal_length)
+    offsets = [(row, column) for row in range(supersample) for column in range(supersample)]
+    grids = {(row, column): rays[row::supersample, column::supersample] for row, column in offsets}
+    middle = np.ascontiguousarray(grids.pop((supersample // 2, supersample // 2)))
+    return middle, np.stack(list(grids.values()))
+
+
+def render(mesh: Mesh, world_to_camera: NDArray[np.float64], settings: RenderSettings) -> Rendered:
     """Render every view of a mesh.
 
     Args:
         mesh: in the unit cube, +Y up.
         world_to_camera: [V, 4, 4].
         settings: image size, focal length, rays per pixel.
-
-    Returns:
-        images [V, H, W, 3] RGB, not premultiplied, 0 where nothing is hit; masks [V, H, W], the fraction of each
-        pixel's rays that hit, times 255.
     """
+    shoot = _shooter(mesh, with_depth=settings.depth)
+    used = mesh.vertices[np.unique(mesh.faces)]
+    adaptive = settings.adaptive and settings.supersample > 1
+    pixel = settings.distance / (settings.focal_length * settings.image_size)  # its size at the object's centre
+    wires = wireframe(mesh, used, 2 * pixel).astype(np.float32).T.copy() if adaptive else None
+    views, side = len(world_to_camera), settings.image_size
+    images = np.zeros((views, side, side, 3), np.uint8)
+    masks = np.zeros((views, side, side), np.uint8)
+    depths = np.zeros((views, side, side), np.float32)
+    for view, matrix in enumerate(world_to_camera):
+        window = _window(_pixels(used, matrix, settings), side)
+        trace = functools.partial(shoot, matrix)
+        if wires is None:
+            seen = _trace_all(trace, window, settings)
+        else:
+            seen = _trace_adaptively(trace, window, _marks(wires, matrix, window, settings), settings)
+        images[view, *window] = np.rint(seen.colour)
+        masks[view, *window] = np.rint(seen.alpha)
+        if seen.depth is not None:
+            depths[view, *window] = seen.depth
+    return Rendered(images, masks, depths if settings.depth else None)
+
+
+def _trace_adaptively(shoot: Shoot, window: Window, marks: NDArray[np.bool_], settings: RenderSettings) -> Seen:
+    rows, columns = window
+    middle, others = _bundles(settings.image_size, settings.supersample, settings.focal_length)
+    return trace_adaptively(shoot, middle[window], others[:, rows, columns], marks)
+
+
+def _trace_all(shoot: Shoot, window: Window, settings: RenderSettings) -> Seen:
+    """Trace all rays of a window."""
+    fine = settings.supersample
+    rows, columns = (slice(pixels.start * fine, pixels.stop * fine) for pixels in window)
+    rays = pixel_rays(settings.image_size, fine, settings.focal_length)[rows, columns]
+    return _downsample(shoot(rays.reshape(-1, 3)), rays.shape[1], fine)
+
+
+def _shooter(mesh: Mesh, with_depth: bool) -> Callable[[NDArray[np.float64], NDArray[np.float32]], Rays]:
+    """Prepare a mesh; return what traces rays [K, 3] of a camera `world_to_camera` [4, 4] and lights what they hit."""
     from embreex import rtcore_scene
     from embreex.mesh_construction import TriangleMesh
 
     scene = rtcore_scene.EmbreeScene(robust=True)
     TriangleMesh(scene, mesh.vertices.astype(np.float32), mesh.faces.astype(np.int32))
-    rays = pixel_rays(settings.image_size, settings.supersample, settings.focal_length)
-    normals, albedo, used = _normals(mesh), _albedo(mesh), mesh.vertices[np.unique(mesh.faces)]
-    views, side, fine = len(world_to_camera), settings.image_size, settings.supersample
-    images = np.zeros((views, side, side, 3), np.uint8)
-    masks = np.zeros((views, side, side), np.uint8)
-    for view, matrix in enumerate(world_to_camera):
+    normals, albedo = _normals(mesh), _albedo(mesh)
+
+    def shoot(matrix: NDArray[np.float64], rays: NDArray[np.float32]) -> Rays:
         rotation = matrix[:3, :3].astype(np.float32)
         centre = (-matrix[:3, :3].T @ matrix[:3, 3]).astype(np.float32)
-        rows, columns = _window(used, matrix, settings)
-        seen = rays[_times(rows, fine), _times(columns, fine)].reshape(-1, 3)
-        face = np.asarray(scene.run(np.tile(centre, (len(seen), 1)), seen @ rotation))  # row vectors: ray @ R is Rᵀ ray
+        # Row vectors: ray @ R is Rᵀ ray.
+        answer = scene.run(np.tile(centre, (len(rays), 1)), rays @ rotation, output=1 if with_depth else None)
+        face = np.asarray(answer["primID"] if with_depth else answer)
         hit = face >= 0
-        colour = np.zeros((len(seen), 3), np.float32)
-        colour[hit] = _shade(normals[face[hit]], albedo[face[hit]], seen[hit], rotation)
-        image, mask = _downsample(colour, hit, columns.stop - columns.start, fine)
-        images[view, rows, columns], masks[view, rows, columns] = image, mask
-    return images, masks
+        found_at = np.flatnonzero(hit)
+        struck = face[found_at]
+        colour = np.zeros((len(rays), 3), np.float32)
+        colour[found_at] = _shade(normals[struck], albedo[struck], rays[found_at], rotation)
+        depth = np.where(hit, answer["tfar"] * rays[:, 2], np.float32(0)) if with_depth else None
+        return Rays(colour, hit, depth)
+
+    return shoot
 
 
-def _window(
-    vertices: NDArray[np.float64], matrix: NDArray[np.float64], settings: RenderSettings
-) -> tuple[slice, slice]:
-    """Return the rows and columns of pixels outside of which no ray can hit the mesh."""
-    side = settings.image_size
-    camera = vertices @ matrix[:3, :3].T + matrix[:3, 3]
+def _pixels(
+    points: NDArray[np.float64], matrix: NDArray[np.float64], settings: RenderSettings
+) -> NDArray[np.float64] | None:
+    """Return where points lie in the picture [N, 2], in pixels; None where one is not in front of the camera."""
+    camera = points @ matrix[:3, :3].T + matrix[:3, 3]
     if camera[:, 2].min() <= 1e-3:
+        return None
+    return np.asarray((settings.focal_length * camera[:, :2] / camera[:, 2:] + 0.5) * settings.image_size)
+
+
+def _marks(
+    points: NDArray[np.float32], matrix: NDArray[np.float64], window: Window, settings: RenderSettings
+) -> NDArray[np.bool_]:
+    """Return the pixels [H, W] of a window in which points [3, N] lie; all of them where one is not in front."""
+    rows, columns = window
+    marks = np.zeros((rows.stop - rows.start, columns.stop - columns.start), bool)
+    camera = matrix[:3, :3].astype(np.float32) @ points + matrix[:3, 3:].astype(np.float32)
+    if camera[2].min() <= 1e-3:
+        return ~marks
+    side = np.float32(settings.image_size)
+    xy = (np.float32(settings.focal_length) * camera[:2] / camera[2] + np.float32(0.5)) * side
+    column = np.clip(xy[0].astype(np.int64) - columns.start, 0, marks.shape[1] - 1)
+    marks[np.clip(xy[1].astype(np.int64) - rows.start, 0, marks.shape[0] - 1), column] = True
+    return marks
+
+
+def _window(xy: NDArray[np.float64] | None, side: int) -> Window:
+    """Return the rows and columns of pixels outside of which no ray can hit a mesh with these corners."""
+    if xy is None:
         return slice(0, side), slice(0, side)
-    xy = (settings.focal_length * camera[:, :2] / camera[:, 2:] + 0.5) * side
-    low = np.clip(np.floor(xy.min(axis=0)) - 1, 0, side - 1).astype(int)
-    high = np.clip(np.ceil(xy.max(axis=0)) + 1, low + 1, side).astype(int)
+    x, y = xy.T  # one by one: NumPy is slow along the short axis
+    low = np.clip(np.floor([x.min(), y.min()]) - 1, 0, side - 1).astype(int)
+    high = np.clip(np.ceil([x.max(), y.max()]) + 1, low + 1, side).astype(int)
     return slice(int(low[1]), int(high[1])), slice(int(low[0]), int(high[0]))
-
-
-def _times(pixels: slice, fine: int) -> slice:
-    return slice(pixels.start * fine, pixels.stop * fine)
 
 
 def _normals(mesh: Mesh) -> NDArray[np.float32]:
@@ -167,20 +245,20 @@ def _shade(
     Returns:
         [K, 3] in [0, 1].
     """
-    facing = np.einsum("kd,kd->k", normals @ rotation.T, rays)
-    outer = np.where(facing[:, None] > 0, -normals, normals)  # turned towards the camera
-    sky = 0.5 + 0.5 * outer[:, 1]
-    key = np.clip(outer @ rotation.T @ _KEY_DIRECTION.astype(np.float32), 0.0, 1.0)
+    turned = normals @ rotation.T  # in the camera's frame
+    facing = np.einsum("kd,kd->k", turned, rays)
+    outward = np.where(facing > 0, np.float32(-1), np.float32(1))  # the sign that turns a normal towards the camera
+    sky = 0.5 + 0.5 * (outward * normals[:, 1])
+    key = np.clip(outward * (turned @ _KEY_DIRECTION.astype(np.float32)), 0.0, 1.0)
     light = _AMBIENT + _SKY * sky + _HEADLIGHT * np.abs(facing) + _KEY * key
     return np.asarray(np.clip(albedo * light[:, None], 0.0, 1.0), dtype=np.float32)
 
 
-def _downsample(
-    colour: NDArray[np.float32], hit: NDArray[np.bool_], width: int, supersample: int
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Average the rays of each pixel of a window `width` pixels wide: colour over the rays that hit, alpha over all."""
-    shape = (-1, supersample, width, supersample)
-    count = hit.reshape(shape).sum(axis=(1, 3))
-    total = colour.reshape(*shape, 3).sum(axis=(1, 3))
-    image = np.rint(255 * total / np.maximum(count, 1)[..., None]).astype(np.uint8)
-    return image, np.rint(255 * count / supersample**2).astype(np.uint8)
+def _downsample(rays: Rays, width: int, supersample: int) -> Seen:
+    """Average the rays of each pixel of a window that is `width` rays wide: colour over those that hit."""
+    shape = (-1, supersample, width // supersample, supersample)
+    count = rays.hit.reshape(shape).sum(axis=(1, 3))
+    total = rays.colour.reshape(*shape, 3).sum(axis=(1, 3))
+    divisor = np.maximum(count, 1)
+    depth = None if rays.depth is None else rays.depth.reshape(shape).sum(axis=(1, 3)) / divisor
+    return Seen(255 * total / divisor[..., None], 255 * count / supersample**2, depth)

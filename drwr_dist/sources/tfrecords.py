@@ -205,7 +205,7 @@ def convert_record(record: Record) -> EncodedSample | Skipped:
     """Convert one record."""
     try:
         check_record(record.data, record.stored)
-        return finish(make_sample(record), record.split)
+        return finish(make_sample(record), record.split, record.settings.compression)
     except DataError as error:
         if not record.settings.skip_bad:
             raise DataError(f"{record.where}: {error}") from error
