@@ -39,7 +39,7 @@ from drwr_dist.sources.rendering import RenderSettings, random_cameras, render
 
 ROOT = Path(__file__).resolve().parent.parent
 DEMO = ROOT / "shards" / "demo"
-FACES = 5000  # about the median of the open benchmark
+FACES = 5000  # at least so many; about the median of the open benchmark
 
 
 def smooth_by_loop(mask: np.ndarray) -> np.ndarray:

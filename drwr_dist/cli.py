@@ -78,7 +78,7 @@ def _split_argument(argument: str, verb: str) -> tuple[str, str]:
 
 def _read_file(path: str) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Numbers)
     except OSError as error:
         raise UsageError(f"config={path}: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -101,9 +101,15 @@ def _nested(key: str, text: str) -> dict[str, Any]:
 
 
 class _Numbers(yaml.SafeLoader):
-    """YAML that also reads 3e-4 as a number, as everyone expects who types it."""
+    """YAML that reads 3e-4 as a number, as everyone expects who types it, and 03001627 as a name, not as octal."""
+
+    yaml_implicit_resolvers: typing.ClassVar[dict[str, list[Any]]] = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:int"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
+_Numbers.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9_]*)$"), list("-+0123456789"))
 _Numbers.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,8 @@ from drwr_dist.pool import ENGINES, Crew
 from drwr_dist.sources.finishing import ViewSettings
 from drwr_dist.sources.loading import MeshLimits
 from drwr_dist.sources.manifest import ManifestRow, allowed, read_manifest
-from drwr_dist.sources.meshes import MeshJob, MeshSettings, Skipped, import_meshes, list_meshes, object_id
+from drwr_dist.sources.mesh_folders import list_meshes, object_id, without_mesh
+from drwr_dist.sources.meshes import MeshJob, MeshSettings, Skipped, import_meshes
 from drwr_dist.sources.open_shapes import unpack_shapes
 from drwr_dist.sources.rendering import RenderSettings
 from drwr_dist.version import __version__
@@ -142,15 +144,20 @@ def _from_meshes(options: ImportOptions, scratch: Path, progress: Advance, done:
         raise UsageError("licences=… needs manifest=FILE, which says what licence each object has")
     manifest = None if options.manifest is None else read_manifest(options.manifest)
     jobs = []
-    for key, path in list_meshes(options.input, options.categories).items():
-        row = ManifestRow(group=key) if manifest is None else manifest.get((path.parent.name, path.stem))
-        if row is None:
-            raise UsageError(f"manifest={options.manifest}: {path.parent.name},{path.stem} is not listed")
+    files, without = list_meshes(options.input, options.categories)
+    for key, file in files.items():
+        if manifest is None:
+            row = ManifestRow(group=key, source=file.source, licence=file.licence)
+        elif (file.folder, file.name) in manifest:
+            row = manifest[file.folder, file.name]
+        else:
+            raise UsageError(f"manifest={options.manifest}: {file.folder},{file.name} is not listed")
         if allowed(row, options.licences):
-            jobs.append(MeshJob(key, path, row, settings))
+            jobs.append(MeshJob(key, file.path, row, settings, root=Path(options.input)))
     if not jobs:
         raise UsageError(f"licences={options.licences}: no mesh of {options.input} has one of them")
-    return import_meshes(jobs, settings, options.splits, progress, done)
+    skipped = (Skipped(key, reason) for key, reason in without_mesh(without))
+    return itertools.chain(skipped, import_meshes(jobs, settings, options.splits, progress, done))
 
 
 def _from_open_shapes(options: ImportOptions, scratch: Path, progress: Advance, done: Done) -> Found:
@@ -167,7 +174,7 @@ def _from_open_shapes(options: ImportOptions, scratch: Path, progress: Advance, 
     shapes = unpack_shapes(options.input, rows, scratch, fetch=options.fetch, progress=progress)
     settings = _mesh_settings(options)
     jobs = [
-        MeshJob(key, shapes[key].path, row, settings, tuple(map(tuple, shapes[key].rotation.tolist())))
+        MeshJob(key, shapes[key].path, row, settings, rotation=tuple(map(tuple, shapes[key].rotation.tolist())))
         for key, row in rows.items()
     ]
     return import_meshes(jobs, settings, options.splits, progress, done)
@@ -219,7 +226,8 @@ _ONLY_FOR = {  # keys that mean something to some sources alone
 _CHOICES: dict[str, tuple[str, ...]] = {
     "engine": ENGINES,
     "compression": ("auto", *COMPRESSIONS),
-    "camera": ("position", "extrinsic"), "up": ("+x", "-x", "+y", "-y", "+z", "-z"),
+    "camera": ("position", "extrinsic"),
+    "up": ("+x", "-x", "+y", "-y", "+z", "-z"),
 }
 
 

@@ -13,10 +13,11 @@ import pytest
 import webdataset
 from shard_tools import encoded, make_balls, make_sample, write_samples
 
+from drwr_dist.data.depth import depth_step, to_levels
 from drwr_dist.data.index import DatasetIndex, load_index, read_sample
-from drwr_dist.data.sample import ObjectSample, split_members
+from drwr_dist.data.sample import ObjectSample, decode_sample, encode_png, encode_sample, split_members
 from drwr_dist.data.verify import Finding, verify_dataset
-from drwr_dist.data.writer import index_json
+from drwr_dist.data.writer import EncodedSample, index_json
 from drwr_dist.errors import DataError
 
 
@@ -178,6 +179,48 @@ def empty_mask(sample: ObjectSample) -> bytes:
 def test_empty_mask(balls: DatasetIndex):
     rewrite(balls, lambda members: members.update({"02.mask.png": empty_mask(make_sample())}))
     assert "02.mask.png: the mask is empty" in lines(balls)
+
+
+class TestDepth:
+    """The disc of `make_sample` as if all of it were at depth 2."""
+
+    def write(self, folder: Path, change: Callable[[ObjectSample, dict[str, bytes]], object]) -> str:
+        sample = make_sample(points=False)
+        sample.depths = to_levels(np.where(sample.masks > 0, np.float32(2), np.float32(0)), depth_step(2.0))
+        sample.meta["depth_step"] = depth_step(2.0)
+        members = dict(encode_sample(sample))
+        change(sample, members)
+        members["meta.json"] = json.dumps(sample.meta).encode()
+        write_samples(folder, [EncodedSample(sample.key, "train", members, "test", "CC0-1.0")])
+        return "\n".join(str(finding) for finding in verify_dataset(str(folder)))
+
+    @pytest.mark.parametrize(
+        ("change", "reason"),
+        [
+            (lambda s, m: None, None),
+            (lambda s, m: s.meta.update(depth_step=None), None),
+            (lambda s, m: m.pop("01.depth.png"), "01.depth.png: missing; other views have depth"),
+            (lambda s, m: m.update({"03.depth.png": m["01.depth.png"]}), "03.depth.png: has no camera"),
+            (lambda s, m: m.update({"01.depth.png": m["01.depth.png"][:-20]}), "01.depth.png: damaged"),
+            (lambda s, m: m.update({"01.depth.png": m["01.mask.png"]}), "01.depth.png: not a 16-bit grey PNG"),
+            (lambda s, m: m.update({"01.depth.png": encode_png(s.depths[1, ::2, ::2], "quick")}), "not as large as"),
+            (
+                lambda s, m: m.update({"01.depth.png": encode_png(s.depths[1] * 0, "quick")}),
+                "differ in where",
+            ),
+            (lambda s, m: s.meta.update(depth_step=1e-3), "depth and camera don't belong together: only 0%"),
+            (lambda s, m: s.meta.update(depth_step="2"), "depth_step is '2', neither a positive number nor null"),
+        ],
+    )
+    def test_what_is_found(self, tmp_path: Path, change: Callable, reason: str | None):
+        found = self.write(tmp_path, change)
+        assert (found == "") if reason is None else (reason in found), found
+
+    def test_readers_pass_it_over(self, tmp_path: Path):
+        self.write(tmp_path, lambda sample, members: None)
+        index = load_index(tmp_path)
+        decoded = decode_sample(split_members(read_sample(index, 0, 0)), key="ball/a", shard="s")
+        assert decoded.depths is None and len(decoded.images) == 3
 
 
 class TestWithoutGroundTruth:

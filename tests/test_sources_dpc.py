@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import scipy.io
@@ -10,6 +13,8 @@ from PIL import Image
 from toy import drwr
 from view_layouts import Rendered, contents, read_all, render_blender, run_import, share_on_masks, write_dpc
 
+from drwr_dist.data.index import load_index, read_sample
+from drwr_dist.data.sample import split_members
 from drwr_dist.data.verify import verify_dataset
 from drwr_dist.errors import DataError, UsageError
 from drwr_dist.sources.mat import read_mat
@@ -64,6 +69,35 @@ class TestImport:
             assert np.array_equal(sample.images, models[key].images)
             assert np.array_equal(sample.masks, models[key].masks)
             assert sample.points is not None and np.allclose(sample.points, models[key].points, atol=3e-4)
+
+    def test_depth_is_kept_as_it_is(self, root: Path, tmp_path: Path):
+        path = root / "render/03001627/chair0/depth_3.png"
+        levels = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64)
+        Image.fromarray(levels).save(path)
+        run_import("dpc", root, tmp_path / "out", depth=True)
+        assert verify_dataset(str(tmp_path / "out")) == []
+        index = load_index(tmp_path / "out")
+        number, position, key = next(place for place in index.select("train") if place[2] == "03001627/chair0")
+        members = split_members(read_sample(index, number, position), key=key)
+        stored = cv2.imdecode(np.frombuffer(members["03.depth.png"], np.uint8), cv2.IMREAD_UNCHANGED)
+        assert np.array_equal(stored, levels) and json.loads(members["meta.json"])["depth_step"] is None
+        run_import("dpc", root, tmp_path / "none")
+        assert not any("depth" in name for name in split_members(read_sample(load_index(tmp_path / "none"), 0, 0)))
+
+    @pytest.mark.parametrize(
+        ("damage", "reason"),
+        [
+            (lambda path: path.unlink(), "no such file"),
+            (lambda path: path.write_bytes(b"rot"), "not an image"),
+            (lambda path: Image.new("RGB", (64, 64), (1, 2, 3)).save(path), "not a grey image of 8 or 16 bits"),
+            (lambda path: Image.new("L", (64, 32)).save(path), "64 × 32 pixels; depth is square"),
+        ],
+    )
+    def test_bad_depth(self, root: Path, tmp_path: Path, damage: Callable[[Path], object], reason: str):
+        damage(root / "render/03001627/chair0/depth_3.png")
+        with pytest.raises(DataError, match=rf"03001627/chair0/depth_3\.png: {reason}"):
+            run_import("dpc", root, tmp_path / "out", depth=True)
+        run_import("dpc", root, tmp_path / "out")
 
     def test_the_authors_splits(self, root: Path, tmp_path: Path):
         run_import("dpc", root, tmp_path / "out")

@@ -3,8 +3,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+import scipy.spatial
 import trimesh
 import webdataset
 from hypothesis import given
@@ -17,7 +19,7 @@ from drwr_dist.data.sample import ObjectSample, decode_sample, split_members
 from drwr_dist.data.verify import verify_dataset
 from drwr_dist.errors import DataError, UsageError
 from drwr_dist.shards import ImportOptions, import_dataset
-from drwr_dist.sources.meshes import list_meshes, object_id
+from drwr_dist.sources.mesh_folders import list_meshes, object_id
 
 SMALL = {"views": 2, "image_size": 32, "supersample": 2, "ground_truth_voxel": 0.05, "workers": 1}
 
@@ -140,6 +142,35 @@ def test_splits_from_a_file(meshes: Path, tmp_path: Path):
     (tmp_path / "splits.json").write_text(json.dumps(table))
     build(meshes, tmp_path / "out", splits=str(tmp_path / "splits.json"))
     assert {key: split for key, (split, _) in read_all(tmp_path / "out").items()} == table
+
+
+def test_depth(meshes: Path, tmp_path: Path):
+    """Back-projected by its camera, depth gives points of the surface that the ground truth was sampled from."""
+    build(meshes, tmp_path / "out", depth=True, image_size=64, ground_truth_voxel=0.01)
+    assert verify_dataset(str(tmp_path / "out")) == []
+    index = load_index(tmp_path / "out")
+    for _, position, key in index.select("train")[:3]:
+        members = split_members(read_sample(index, 0, position), key=key)
+        sample = decode_sample(members, key=key, shard="s", with_points=True)
+        levels = cv2.imdecode(np.frombuffer(members["01.depth.png"], np.uint8), cv2.IMREAD_UNCHANGED)
+        assert levels.dtype == np.uint16 and sample.meta["depth_step"] == pytest.approx(3 / 65535)
+        rows, columns = np.nonzero(sample.masks[1] == 255)
+        z = levels[rows, columns] * sample.meta["depth_step"]
+        x, y = ((columns + 0.5) / 64 - 0.5) / 1.875 * z, ((rows + 0.5) / 64 - 0.5) / 1.875 * z
+        matrix = sample.world_to_camera[1]
+        surface = (np.stack([x, y, z], axis=1) - matrix[:3, 3]) @ matrix[:3, :3]
+        assert sample.points is not None
+        distance, _ = scipy.spatial.cKDTree(sample.points).query(surface)
+        assert np.mean(distance < 0.015) > 0.9
+
+
+def test_compression_changes_no_pixel(meshes: Path, tmp_path: Path):
+    for compression in ("auto", "quick", "small"):
+        build(meshes, tmp_path / compression, compression=compression, categories=["slab"], name="same")
+    quick, small = read_all(tmp_path / "quick"), read_all(tmp_path / "small")
+    assert all(np.array_equal(quick[key][1].images, small[key][1].images) for key in quick)
+    first = [(tmp_path / name / "train-000000.tar").read_bytes() for name in ("auto", "quick", "small")]
+    assert first[0] == first[1] != first[2]
 
 
 class TestBadMeshes:

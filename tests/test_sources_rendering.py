@@ -170,7 +170,11 @@ class TestAdaptive:
     @pytest.mark.parametrize("supersample", [2, 3, 4])
     @pytest.mark.parametrize("shape", ["spokes", "ball", "box"])
     def test_it_shows_the_same(self, shape: str, supersample: int):
-        mesh = {"spokes": spokes, "ball": lambda: mesh_of(trimesh.creation.icosphere(4, 0.45)), "box": lambda: box(0.5, 0.3, 0.4)}[shape]()
+        mesh = {
+            "spokes": spokes,
+            "ball": lambda: mesh_of(trimesh.creation.icosphere(4, 0.45)),
+            "box": lambda: box(0.5, 0.3, 0.4),
+        }[shape]()
         cameras = random_cameras(SETTINGS, np.random.default_rng(5))
         images, masks, _ = render(mesh, cameras, dataclasses.replace(SETTINGS, supersample=supersample))
         all_images, all_masks, _ = render(mesh, cameras, dataclasses.replace(self.FULL, supersample=supersample))

@@ -1,7 +1,8 @@
 """One object as it lies in a shard: what its members are, and every way in which they can be wrong.
 
-The members of the sample `<category>/<object id>` are `00.image.png`, `00.mask.png` (and `00.depth.png`, where asked
-for), `01.image.png`, …, `cameras.json`, `meta.json` and, where ground truth is known, `points.npy`. Nothing here unpickles.
+The members of the sample `<category>/<object id>` are `00.image.png`, `00.mask.png`, `01.image.png`, …,
+`cameras.json`, `meta.json` and, where ground truth is known, `points.npy`; `<view>.depth.png` where it was asked for.
+Nothing here unpickles.
 """
 
 from __future__ import annotations
@@ -368,7 +369,8 @@ def png_fault(data: bytes, channels: int, bits: int = 8) -> str | None:
     if width != height or not 0 < width <= MAX_SIDE:
         return f"wrong size: {width} × {height} pixels; it must be square, at most {MAX_SIDE}"
     if (depth, colour) != (bits, 2 if channels == 3 else 0):
-        return f"not an {bits}-bit {'RGB' if channels == 3 else 'grey'} PNG (bit depth {depth}, colour type {colour})"
+        kind = f"{'an 8' if bits == 8 else 'a 16'}-bit {'RGB' if channels == 3 else 'grey'}"
+        return f"not {kind} PNG (bit depth {depth}, colour type {colour})"
     return _chunk_fault(data)
 
 

@@ -35,7 +35,8 @@ from drwr_dist.sources.finishing import (
 )
 from drwr_dist.sources.geometry import Similarity
 from drwr_dist.sources.mat import read_mat
-from drwr_dist.sources.meshes import Progress, Skipped, object_id
+from drwr_dist.sources.mesh_folders import object_id
+from drwr_dist.sources.meshes import Progress, Skipped
 from drwr_dist.sources.pictures import read_levels, read_picture, resample
 from drwr_dist.sources.released_splits import read_lists
 
@@ -169,7 +170,9 @@ def make_sample(model: Model) -> ObjectSample:
     cameras = [read_camera(model.folder / f"camera_{number}.mat", settings.camera) for number in numbers]
     depths = None
     if settings.depth:
-        depths = np.stack([_read_depth(model.folder / f"depth_{number}.png", settings.image_size) for number in numbers])
+        depths = np.stack(
+            [_read_depth(model.folder / f"depth_{number}.png", settings.image_size) for number in numbers]
+        )
     points = None if model.ground_truth is None else read_points(model.ground_truth, settings.camera)
     return ObjectSample(
         key=model.key,

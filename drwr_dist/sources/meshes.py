@@ -1,4 +1,4 @@
-"""Shards from a folder of meshes: DIR/<category>/<object>.ply|obj|off|stl|glb|gltf, +Y up, front +X.
+"""Shards from meshes that `mesh_folders` finds, +Y up, front +X.
 
 Two passes over the files, both in worker processes: the first reads each mesh for its fingerprint (exact copies
 go into one group, groups decide the splits), the second renders. Every object's cameras and surface samples come
@@ -8,7 +8,6 @@ from a seed of its own, so that neither the order nor the number of workers chan
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,10 +17,10 @@ import numpy as np
 from drwr_dist.data.depth import STEP_KEY, depth_step, to_levels
 from drwr_dist.data.sample import ObjectSample, encode_sample
 from drwr_dist.data.writer import EncodedSample
-from drwr_dist.errors import DataError, UsageError
+from drwr_dist.errors import DataError
 from drwr_dist.pool import Crew, run_ordered
 from drwr_dist.sources.geometry import Mesh, Similarity, geometry_hash, normalise, sample_surface, thin
-from drwr_dist.sources.loading import MESH_SUFFIXES, MeshLimits, load_mesh
+from drwr_dist.sources.loading import MeshLimits, load_mesh
 from drwr_dist.sources.manifest import ManifestRow
 from drwr_dist.sources.rendering import RenderSettings, random_cameras, render
 from drwr_dist.sources.splits import assign_splits, merge_groups, read_splits, shuffled
@@ -50,6 +49,7 @@ class MeshJob:
     path: Path
     row: ManifestRow
     settings: MeshSettings
+    root: Path | None = None  # no link may lead out of it; None: the file is our own
     rotation: tuple[tuple[float, ...], ...] | None = None  # 3 × 3, from the file's frame to +Y up, +X front
     group: str = ""
     split: str = ""
@@ -64,42 +64,6 @@ class Skipped:
 
 
 Progress = Callable[[str, int], None]  # (what was done, how many are to be done)
-
-
-def object_id(name: str) -> str:
-    """Turn a file name into an object id: ASCII letters, digits, - and _, so that tar readers group it rightly."""
-    clean = re.sub(r"[^A-Za-z0-9_-]+", "_", name).strip("_")
-    if clean and len(clean) <= 64:
-        return clean
-    return f"{clean[:48]}_{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:12]}".lstrip("_")
-
-
-def list_meshes(folder: str, categories: Sequence[str] = ()) -> dict[str, Path]:
-    """Find the meshes of a folder: key → file.
-
-    Raises:
-        UsageError: no such folder, a category that isn't there, or no mesh at all.
-        DataError: two files would get the same key.
-    """
-    root = Path(folder)
-    if not root.is_dir():
-        raise UsageError(f"input={folder}: no such folder")
-    names = {path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")}
-    if missing := sorted(set(categories) - names):
-        raise UsageError(f"input={folder}: no category folder {missing[0]!r}; there are {', '.join(sorted(names))}")
-    found: dict[str, Path] = {}
-    for name in sorted(set(categories) or names):
-        for path in sorted((root / name).iterdir()):
-            if path.suffix.lower() not in MESH_SUFFIXES or not path.is_file():
-                continue
-            key = f"{object_id(name)}/{object_id(path.stem)}"
-            if key in found:
-                raise DataError(f"{path} and {found[key]} both become {key}; rename one of them")
-            found[key] = path
-    if not found:
-        kinds = ", ".join(MESH_SUFFIXES)
-        raise UsageError(f"input={folder}: no meshes; expected {folder}/<category>/<object> with one of {kinds}")
-    return found
 
 
 def import_meshes(
@@ -153,6 +117,8 @@ def fingerprint(job: MeshJob) -> str | Skipped:
 
 
 def _load(job: MeshJob) -> tuple[Mesh, Similarity]:
+    if job.root is not None and not job.path.resolve().is_relative_to(job.root.resolve()):
+        raise DataError(f"{job.path}: a link that leads out of {job.root}; copy the file there")
     mesh = load_mesh(job.path, job.settings.limits)
     try:
         return normalise(mesh, None if job.rotation is None else np.array(job.rotation))

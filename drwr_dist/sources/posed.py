@@ -31,7 +31,8 @@ from drwr_dist.sources.finishing import (
 )
 from drwr_dist.sources.geometry import Similarity
 from drwr_dist.sources.hull import Silhouette, explained, silhouette, visual_hull
-from drwr_dist.sources.meshes import Progress, Skipped, object_id
+from drwr_dist.sources.mesh_folders import object_id
+from drwr_dist.sources.meshes import Progress, Skipped
 from drwr_dist.sources.pictures import read_mask, read_picture
 from drwr_dist.sources.posed_view import PosedView
 from drwr_dist.sources.reframe import to_unit_box, turn_to_centre, warp

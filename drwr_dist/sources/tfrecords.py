@@ -36,7 +36,8 @@ from drwr_dist.sources.finishing import (
     finish,
     wanted_categories,
 )
-from drwr_dist.sources.meshes import Progress, Skipped, object_id
+from drwr_dist.sources.mesh_folders import object_id
+from drwr_dist.sources.meshes import Progress, Skipped
 from drwr_dist.sources.pictures import resample, unpremultiply
 from drwr_dist.sources.released_splits import MODEL_ID
 from drwr_dist.sources.tfrecord_file import BrokenFrameError, check_record, parse_example, read_records
