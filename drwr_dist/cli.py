@@ -103,7 +103,7 @@ def _nested(key: str, text: str) -> dict[str, Any]:
 class _Numbers(yaml.SafeLoader):
     """YAML that reads 3e-4 as a number, as everyone expects who types it, and 03001627 as a name, not as octal."""
 
-    yaml_implicit_resolvers: typing.ClassVar[dict[str, list[Any]]] = {
+    yaml_implicit_resolvers = {  # noqa: RUF012
         first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:int"]
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }

@@ -116,7 +116,7 @@ def _check_arrays(sample: ObjectSample) -> int:
     for name in ("images", "masks"):
         if expected[name][0].dtype != np.uint8:
             raise DataError(f"{sample.key}: {name} must be uint8, got {expected[name][0].dtype}")
-    if sample.depths is not None and (sample.depths.shape, sample.depths.dtype) != (sample.masks.shape, np.uint16):
+    if sample.depths is not None and (sample.depths.shape != sample.masks.shape or sample.depths.dtype != np.uint16):
         raise DataError(f"{sample.key}: depths must be uint16 {sample.masks.shape}, got {sample.depths.shape}")
     for view in range(views):
         if reason := mask_fault(sample.masks[view]):

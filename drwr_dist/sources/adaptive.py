@@ -33,7 +33,7 @@ class Seen:
 
     colour: NDArray[np.floating]  # [H, W, 3], 0 … 255, mean of the rays that hit
     alpha: NDArray[np.floating]  # [H, W], 0 … 255, share of the rays that hit
-    depth: NDArray[np.float32] | None  # [H, W], mean of the rays that hit
+    depth: NDArray[np.floating] | None  # [H, W], mean of the rays that hit
 
 
 def trace_adaptively(
