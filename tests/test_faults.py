@@ -64,7 +64,9 @@ def test_a_loss_that_is_not_finite_on_one_rank_ends_all_at_the_same_step(toy_dat
     (step,) = [n for n, batch in enumerate(plan.epoch_batches(0)) if key in [table.keys[i] for i in batch]]
     done = train(tmp_path / "data", tmp_path, "name=nan", "workers=2", "steps=50", "evaluation.split=", timeout=300)
     assert done.returncode == 1 and "Traceback" not in done.stderr
-    found = re.search(r"step (\d+): the loss is not finite on rank (\d) \(samples ([^)]*)\)", done.stderr)
+    found = re.search(
+        r"step (\d+): the loss or its gradient is not finite on rank (\d) \(samples ([^)]*)\)", done.stderr
+    )
     assert found and int(found[1]) == step and found[3] == key, done.stderr
     assert done.stderr.count("not finite") == 1, "the other rank has nothing to report"
     history = tmp_path / "nan" / "metrics.jsonl"

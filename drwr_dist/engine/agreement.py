@@ -33,7 +33,7 @@ class Tally:
     student: float = 0.0  # how far the believed cameras are from the best candidates
     skipped: float = 0.0  # samples that could not be used and were skipped
     failed: float = 0.0  # samples that could not be used and must not be skipped
-    not_finite: float = 0.0  # ranks whose loss is not finite
+    not_finite: float = 0.0  # ranks whose loss, or its gradient, is not finite
     stop: float = 0.0  # ranks that were asked to stop
 
 

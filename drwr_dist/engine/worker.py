@@ -199,6 +199,9 @@ class Worker:
         losses = objective(
             prediction, batch, loss_config, self.config.pose, self.config.seed, step, progress, gather_rows
         )
+        # Seen here, because after DDP's average nobody could say whose gradient is not finite.
+        point_gradients: list[Tensor] = []
+        prediction.points.register_hook(lambda gradient: point_gradients.append(gradient.detach()))
         # DDP averages over ranks; this weight makes that the mean over the samples of the global batch.
         planned = self.plan.batch_size(step)
         torch.autograd.backward(losses.total * (len(batch.keys) * self.world_size / planned))
@@ -209,6 +212,9 @@ class Worker:
         if not torch.isfinite(losses.total):
             tally.not_finite = 1.0
             self._suspects = not_finite_keys(prediction, batch, loss_config, self.config.pose)
+        elif point_gradients and not (sound := point_gradients[0].flatten(1).isfinite().all(1)).all():
+            tally.not_finite = 1.0
+            self._suspects = [key for key, good in zip(batch.keys, sound.tolist(), strict=True) if not good]
         return tally
 
     def _predict(self, batch: Batch) -> Prediction:
@@ -234,7 +240,7 @@ class Worker:
         if total.not_finite:
             suspects = ", ".join(self._suspects) if tally.not_finite else ""
             fail_together(
-                f"step {step}: the loss is not finite on rank {self.rank} (samples {suspects}); lower "
+                f"step {step}: the loss or its gradient is not finite on rank {self.rank} (samples {suspects}); lower "
                 "optimizer.learning_rate or look at these samples with `shards verify`"
                 if suspects
                 else None
