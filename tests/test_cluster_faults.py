@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import signal
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
 from ray.cluster_utils import Cluster
+from test_train import start, wait_for_step
 from toy import REPOSITORY, SMALL_RUN, command, drwr, rows
 
 pytestmark = pytest.mark.slow
@@ -23,9 +26,7 @@ def cluster():
     cluster.shutdown()
 
 
-def run_and_lose_a_node(
-    cluster: Cluster, node: object, data: Path, storage: Path, *arguments: str, replace: bool = False
-) -> str:
+def run_and_lose_a_node(cluster: Cluster, node: object, data: Path, storage: Path, *arguments: str) -> str:
     line = command(
         "train", f"data={data}", f"storage={storage}", "name=nodes", f"cluster.address={cluster.address}", *SMALL_RUN,
         *arguments,
@@ -36,8 +37,6 @@ def run_and_lose_a_node(
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.2)
     cluster.remove_node(node, allow_graceful=False)
-    if replace:
-        cluster.add_node(num_cpus=1)
     out, err = process.communicate(timeout=420)
     assert process.returncode == 0, err
     return out
@@ -63,6 +62,20 @@ def test_elastic_training_goes_on_with_the_node_that_is_left(cluster, toy_datase
 
 def test_a_replacement_takes_the_place_of_a_lost_node(cluster, toy_dataset: Path, tmp_path: Path):
     ray_cluster, nodes = cluster
-    out = run_and_lose_a_node(ray_cluster, nodes[1], toy_dataset, tmp_path, "workers=2", *SETTINGS, replace=True)
-    assert "resuming after step" in out
-    check_against_undisturbed(toy_dataset, tmp_path, SETTINGS)
+    settings = (*SETTINGS[1:], "optimizer.schedule=constant", "loss.repulsion_weight_end=null")
+    address = f"cluster.address={ray_cluster.address}"
+    process = start(toy_dataset, tmp_path, "name=nodes", address, "workers=2", "steps=100000", *settings)
+    wait_for_step(tmp_path / "nodes", 50, process)
+    ray_cluster.remove_node(nodes[1], allow_graceful=False)
+    ray_cluster.add_node(num_cpus=1)
+    assert process.stdout is not None
+    line = ""
+    while not (found := re.search(r"resuming after step (\d+)", line)):
+        line = process.stdout.readline()
+        assert line, process.stderr.read() if process.stderr else ""
+    wait_for_step(tmp_path / "nodes", int(found[1]) + 50, process)
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=200)
+    assert process.returncode == 130, err
+    step = int(rows(tmp_path / "nodes")[-1]["step"])
+    check_against_undisturbed(toy_dataset, tmp_path, (f"steps={step}", *settings))
