@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -99,8 +100,7 @@ class TestJournal:
             write(source, 9, stop_at=8)  # four whole shards, the last of which differs from that of seven
         del journal, shards
         os.replace(source / ".partial", tmp_path / "a/.partial.new")
-        (tmp_path / "a/.partial" / JOURNAL_NAME).unlink()
-        (tmp_path / "a/.partial").rmdir()
+        shutil.rmtree(tmp_path / "a/.partial")
         (tmp_path / "a/.partial.new").rename(tmp_path / "a/.partial")
         for number in range(min(moved, 3)):
             name = f"train-{number:06d}.tar"
@@ -126,6 +126,62 @@ class TestJournal:
         again = [encoded(make_sample("ball/0"))]
         with pytest.raises(DataError, match="two objects have the key"):
             write_dataset(tmp_path / "a", again, name="t", image_size=32, focal_length=1.0, journal=journal)
+
+
+class TestLock:
+    def test_two_imports_into_one_output(self, tmp_path: Path):
+        journal = open_journal(tmp_path / "a", "f")
+        with pytest.raises(UsageError, match=r"another import is at work in .*a/\.partial"):
+            open_journal(tmp_path / "a", "f", overwrite=True)
+        open_journal(tmp_path / "b", "f").discard()
+        journal.discard()
+        assert not (tmp_path / "a").exists()
+        write(tmp_path / "a", 3)
+
+    def test_an_import_that_failed_leaves_no_lock(self, tmp_path: Path):
+        for stop in (1, 5):  # without and with a finished shard
+            with pytest.raises(KeyboardInterrupt):
+                write(tmp_path / "a", 7, stop_at=stop)
+        write(tmp_path / "a", 7)
+
+    def test_the_folder_is_removed_while_another_waits_at_the_door(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ):
+        """A lock on a file that its owner has removed since is worth nothing."""
+        import fcntl
+
+        first = open_journal(tmp_path / "a", "f")
+        flock = fcntl.flock
+
+        def late(file, how):
+            monkeypatch.setattr(fcntl, "flock", flock)
+            first.discard()
+            flock(file, how)
+
+        monkeypatch.setattr(fcntl, "flock", late)
+        second = open_journal(tmp_path / "a", "f")
+        with pytest.raises(UsageError, match="another import is at work"):
+            open_journal(tmp_path / "a", "f")
+        second.discard()
+
+    def test_of_processes(self, tmp_path: Path):
+        """The second is refused with one line; a killed one leaves no lock behind."""
+        make_meshes(tmp_path / "meshes", {"brick": 12})
+        arguments = ["source=meshes", f"input={tmp_path / 'meshes'}", *SMALL, f"output={tmp_path / 'out'}", "workers=2"]
+        process = start(*arguments)
+        try:
+            deadline = time.monotonic() + 120
+            while not (tmp_path / "out/.partial" / JOURNAL_NAME).exists() and time.monotonic() < deadline:
+                time.sleep(0.005)
+            process.send_signal(signal.SIGSTOP)
+            refused = drwr("shards import", *arguments)
+            assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1, refused.stderr
+            assert "error: output: another import is at work in " in refused.stderr
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(60)
+        done = drwr("shards import", *arguments)
+        assert done.returncode == 0, done.stderr
 
 
 def test_the_fingerprint_changes_with_options_and_inputs(tmp_path: Path):

@@ -7,6 +7,7 @@ files), then a line per finished shard. An import with the same fingerprint goes
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -14,11 +15,13 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from drwr_dist.data.index import INDEX_NAME, Shard
+from drwr_dist.errors import UsageError
 
 JOURNAL_NAME = "journal.jsonl"
+_LOCK_NAME = "lock"
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,9 @@ class Journal:
         fingerprint: of the import; empty: it can't be taken up again, nothing is kept.
         final: the folder to which finished shards are moved in the end; those that a killed import had moved there
             already, without an index, are taken back.
+
+    Raises:
+        UsageError: another import is at work there.
     """
 
     def __init__(self, folder: Path, fingerprint: str = "", final: Path | None = None) -> None:
@@ -48,6 +54,7 @@ class Journal:
         self.shards: list[Shard] = []
         self.samples: list[Written] = []
         self._path = folder / JOURNAL_NAME
+        self._lock = _locked(folder)
         if fingerprint:
             self._take_up(final)
         self._start_over()
@@ -69,6 +76,7 @@ class Journal:
     def discard(self) -> None:
         """Remove everything."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        self._lock.close()
         if self.folder.parent in self._made:
             with contextlib.suppress(OSError):  # it is somebody's dataset by now
                 self.folder.parent.rmdir()
@@ -77,6 +85,7 @@ class Journal:
         """Leave what can be taken up again, or nothing."""
         if not self.fingerprint or not self.shards:
             self.discard()
+        self._lock.close()
 
     def _take_up(self, final: Path | None) -> None:
         try:
@@ -108,8 +117,7 @@ class Journal:
 
     def _start_over(self) -> None:
         """Keep the finished shards, remove everything else, and write the journal anew."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        kept = {shard.url for shard in self.shards} | {JOURNAL_NAME}
+        kept = {shard.url for shard in self.shards} | {JOURNAL_NAME, _LOCK_NAME}
         for path in self.folder.iterdir():
             if path.name not in kept:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -119,6 +127,30 @@ class Journal:
         partial = self._path.with_suffix(".partial")
         partial.write_text(text, encoding="utf-8")
         partial.replace(self._path)
+
+
+def _locked(folder: Path) -> BinaryIO:
+    """Make a folder and lock it; the lock goes with the process, however that ends.
+
+    Raises:
+        UsageError: another process has it.
+    """
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / _LOCK_NAME).open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.close()
+            raise UsageError(
+                f"output: another import is at work in {folder}; wait for it, or choose another"
+            ) from error
+        except OSError:
+            return file  # a file system without locks
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(folder / _LOCK_NAME)):
+                return file
+        file.close()  # the import that had it has just ended, and removed its folder
 
 
 def _line(shard: Shard, samples: Iterable[Written]) -> str:
