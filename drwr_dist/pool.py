@@ -31,6 +31,7 @@ class Crew:
 
     workers: int = 0  # 0: one per core, of this machine or of the cluster; 1: this process, whatever the engine
     engine: str = "auto"  # ray | processes | auto: Ray where RAY_ADDRESS names a cluster, else processes
+    places: tuple[tuple[str, str], ...] = ()  # (key, path) of what the work reads, and all nodes must see
 
     def uses_ray(self) -> bool:
         """Say whether the work goes to Ray."""
@@ -48,6 +49,7 @@ def run_ordered(function: Callable[[Job], Result], jobs: Iterable[Job], workers:
         workers: number of processes, or who does the work; 1 runs here.
 
     Raises:
+        UsageError: a node of the cluster doesn't see what the work reads.
         DrwrError: a worker process died, of lack of memory for instance; errors of `function` pass through.
     """
     crew = workers if isinstance(workers, Crew) else Crew(max(1, workers), "processes")
@@ -91,7 +93,10 @@ def _run_on_ray(function: Callable[[Job], Result], jobs: Iterable[Job], crew: Cr
     """As `run_ordered`, on the cluster that RAY_ADDRESS names, or on a Ray of our own."""
     import ray
 
+    from drwr_dist.node_views import check_seen
+
     with _ray_session(crew.workers):
+        check_seen(crew.places)
         count = crew.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         task = ray.remote(num_cpus=1)(function)
         waiting: deque[Any] = deque()

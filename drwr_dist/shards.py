@@ -101,8 +101,9 @@ def import_dataset(options: ImportOptions, console: Console) -> DatasetIndex:
         index = _run_import(options, console, skipped)
     except OSError as error:  # a full disk, a folder that may not be written
         raise DataError(f"import to {options.output} failed: {error}") from error
-    for skip in skipped:
-        console.print(f"skipped {skip.key}: {skip.reason}", markup=False, highlight=False, soft_wrap=True)
+    finally:
+        for skip in skipped:
+            console.print(f"skipped {skip.key}: {skip.reason}", markup=False, highlight=False, soft_wrap=True)
     return index
 
 
@@ -172,7 +173,9 @@ def _from_open_shapes(options: ImportOptions, scratch: Path, progress: Advance, 
     if not rows:
         raise UsageError(f"manifest={options.manifest}: no object is left after licences and categories")
     shapes = unpack_shapes(options.input, rows, scratch, fetch=options.fetch, progress=progress)
-    settings = _mesh_settings(options)
+    # The models lie beside the output now, and nobody reads the packages any more.
+    crew = Crew(options.workers, options.engine, (("output", str(scratch)),))
+    settings = replace(_mesh_settings(options), workers=crew)
     jobs = [
         MeshJob(key, shapes[key].path, row, settings, rotation=tuple(map(tuple, shapes[key].rotation.tolist())))
         for key, row in rows.items()
@@ -200,7 +203,7 @@ def _from_views(options: ImportOptions, scratch: Path, progress: Advance, done: 
         depth=options.depth,
         compression="small" if options.compression == "auto" else options.compression,
         seed=options.seed,
-        workers=Crew(options.workers, options.engine),
+        workers=_crew(options),
         skip_bad=options.skip_bad,
     )
     return source(options.input, settings, progress, done)
@@ -281,10 +284,14 @@ def _mesh_settings(options: ImportOptions) -> MeshSettings:
         limits=MeshLimits(options.max_megabytes * 2**20, options.max_faces),
         ground_truth_voxel=options.ground_truth_voxel,
         seed=options.seed,
-        workers=Crew(options.workers, options.engine),
+        workers=_crew(options),
         skip_bad=options.skip_bad,
         compression="quick" if options.compression == "auto" else options.compression,
     )
+
+
+def _crew(options: ImportOptions) -> Crew:
+    return Crew(options.workers, options.engine, (("input", options.input),))
 
 
 def _without(found: Iterator[EncodedSample | Skipped], skipped: list[Skipped]) -> Iterator[EncodedSample]:

@@ -6,16 +6,13 @@ import secrets
 import socket
 from pathlib import Path
 
-import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
 from drwr_dist.data.index import INDEX_NAME
 from drwr_dist.data.remote import is_remote
 from drwr_dist.errors import UsageError
+from drwr_dist.node_views import ask, other_nodes
 from drwr_dist.storage import Storage
 
 CONNECT_TIMEOUT = 5.0  # seconds until something must answer at the cluster's address
-PROBE_TIMEOUT = 120.0  # seconds for a node to start a process and look at a file
 TOKEN = ".seen_by_all_nodes"
 
 
@@ -49,9 +46,7 @@ def check_shared(storage: Storage, data: str) -> None:
     Raises:
         UsageError: a node doesn't see a folder, or doesn't answer; names the key, the folder and the node.
     """
-    here = ray.get_runtime_context().get_node_id()
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
-    others = {node["NodeID"]: node["NodeManagerAddress"] for node in nodes if node["NodeID"] != here}
+    others = other_nodes()
     if not others:
         return
     wanted: list[tuple[str, Path]] = []
@@ -60,8 +55,13 @@ def check_shared(storage: Storage, data: str) -> None:
         wanted.append(("storage", storage.folder / TOKEN))
     if not is_remote(data):
         wanted.append(("data", Path(data, INDEX_NAME)))
+    paths = [path for _, path in wanted]
+
+    def read() -> list[bytes | None]:
+        return [path.read_bytes() if path.exists() else None for path in paths]
+
     try:
-        for node, answer in _ask(others, [path for _, path in wanted]).items():
+        for node, answer in ask(others, read, "cluster.address").items():
             for (key, path), content in zip(wanted, answer, strict=True):
                 if content != path.read_bytes():
                     raise UsageError(
@@ -71,26 +71,3 @@ def check_shared(storage: Storage, data: str) -> None:
                     )
     finally:
         (storage.folder / TOKEN).unlink(missing_ok=True)
-
-
-def _ask(nodes: dict[str, str], paths: list[Path]) -> dict[str, list[bytes | None]]:
-    """Return what every node reads at some paths: node address and id -> a content, or None, for each path."""
-
-    def read() -> list[bytes | None]:
-        return [path.read_bytes() if path.exists() else None for path in paths]
-
-    task = ray.remote(num_cpus=0)(read)
-    asked = {
-        f"{address} ({node[:8]})": task.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)
-        ).remote()
-        for node, address in nodes.items()
-    }
-    answers = {}
-    for node, reference in asked.items():
-        try:
-            answers[node] = ray.get(reference, timeout=PROBE_TIMEOUT)
-        except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UsageError(f"cluster.address: the node {node} runs no task: {reason}") from error
-    return answers

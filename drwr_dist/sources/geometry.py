@@ -53,8 +53,11 @@ def normalise(mesh: Mesh, rotation: NDArray[np.float64] | None = None) -> tuple[
     turn = np.eye(3) if rotation is None else np.asarray(rotation, dtype=np.float64)
     used = mesh.vertices[np.unique(mesh.faces)] @ turn.T
     low, high = used.min(axis=0), used.max(axis=0)
-    diagonal = float(np.linalg.norm(high - low))
-    if not np.isfinite(diagonal) or diagonal <= 1e-12:
+    with np.errstate(over="ignore"):
+        diagonal = float(np.linalg.norm(high - low))
+    if not np.isfinite(diagonal):
+        raise DataError("the mesh is too large: its extent overflows")
+    if diagonal <= 1e-12:
         raise DataError("the mesh has no extent: all its points coincide")
     scale = 1.0 / diagonal
     similarity = Similarity(scale, turn, -scale * (low + high) / 2)

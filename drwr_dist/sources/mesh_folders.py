@@ -95,7 +95,8 @@ def _meshes_of(place: Path, name: str) -> tuple[list[MeshFile], list[Path]]:
     meshes: list[MeshFile] = []
     empty: list[Path] = []
     for path in sorted(place.iterdir()):
-        if path.suffix.lower() in MESH_SUFFIXES and path.is_file():
+        if path.suffix.lower() in MESH_SUFFIXES and (path.is_file() or path.is_symlink()):
+            # A link to nothing counts too: reading it says so.
             meshes.append(MeshFile(path, name, path.stem))
         elif path.is_dir() and (found := model_mesh(path)):
             meshes.append(MeshFile(found[0], name, path.name, found[1], LICENCE))
