@@ -8,11 +8,15 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from shard_tools import encoded, make_sample
 from toy import REPOSITORY, command, drwr, make_meshes
+from view_layouts import Rendered, example, features_of, render_blender, write_dpc, write_records
 
 from drwr_dist.data.journal import JOURNAL_NAME, Journal, input_fingerprint
 from drwr_dist.data.writer import ShardLimits, open_journal, write_dataset
@@ -246,6 +250,31 @@ def alive(group: int) -> bool:
     return True
 
 
+def kill_and_resume(arguments: list[str], output: Path, moments: list[Callable[[int], bool]]) -> None:
+    """Start an import and SIGKILL it at each of the moments (of the journal's lines so far); then let it end.
+
+    Its worker processes must follow.
+    """
+    journal = output / ".partial" / JOURNAL_NAME
+    for due in moments:
+        process = start(*arguments, f"output={output}")
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if due(journal.read_bytes().count(b"\n") if journal.exists() else 0):
+                process.send_signal(signal.SIGKILL)
+                break
+            time.sleep(0.002)
+        assert process.wait(60) in (-signal.SIGKILL, 0)
+        if "engine=ray" not in arguments:
+            while alive(process.pid) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert not alive(process.pid)
+    if not (output / "index.json").exists():
+        last = drwr("shards import", *arguments, f"output={output}")
+        assert last.returncode == 0, last.stderr
+        assert "going on with an interrupted import" in last.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("engine", ["processes", "ray"])
 def test_killed_at_any_moment(tmp_path: Path, engine: str):
@@ -255,26 +284,48 @@ def test_killed_at_any_moment(tmp_path: Path, engine: str):
     done = drwr("shards import", *arguments, f"output={tmp_path / 'whole'}", "workers=1")
     assert done.returncode == 0, done.stderr
     output = tmp_path / "out"
-    journal = output / ".partial" / JOURNAL_NAME
-    for finished in (0, 1, 3, 4):
-        process = start(*arguments, f"output={output}", "workers=2", f"engine={engine}")
-        deadline = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline:
-            if journal.exists() and journal.read_bytes().count(b"\n") > finished:
-                process.send_signal(signal.SIGKILL)
-                break
-            time.sleep(0.002)
-        assert process.wait(60) in (-signal.SIGKILL, 0)
-        if engine == "processes":  # the workers follow
-            while alive(process.pid) and time.monotonic() < deadline:
-                time.sleep(0.05)
-            assert not alive(process.pid)
-    if not (output / "index.json").exists():
-        last = drwr("shards import", *arguments, f"output={output}", "workers=2", f"engine={engine}")
-        assert last.returncode == 0, last.stderr
-        assert "going on with an interrupted import" in last.stderr
+    moments = [lambda lines, finished=finished: lines > finished for finished in (0, 1, 3, 4)]
+    kill_and_resume([*arguments, "workers=2", f"engine={engine}"], output, moments)
     assert contents(output) == contents(tmp_path / "whole")
     assert sorted(path.name for path in output.iterdir()) == sorted(contents(tmp_path / "whole"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", ["dpc", "tfrecords", "posed"])
+def test_sources_of_views_killed_at_random_moments(tmp_path: Path, source: str):
+    """Whatever the source: the bytes after some kills, with two workers, are those of one undisturbed process."""
+    models = {f"03001627/chair{number}": render_blender(number, views=3) for number in range(6)}
+    folder = tmp_path / "in"
+    if source == "dpc":
+        write_dpc(folder, models)
+    elif source == "tfrecords":
+        records = [example(features_of(key.split("/")[1], model)) for key, model in models.items()]
+        write_records(folder / "03001627_train.tfrecords", records)
+    else:
+        for key, model in models.items():
+            write_posed(folder / key, model)
+    arguments = [f"source={source}", f"input={folder}", "image_size=64", "shard_samples=1", "name=same"]
+    done = drwr("shards import", *arguments, f"output={tmp_path / 'whole'}", "workers=1")
+    assert done.returncode == 0, done.stderr
+    random = np.random.default_rng()
+    finished = sorted(int(number) for number in random.integers(1, 6, 2))
+    moments = [lambda lines, least=least: lines > least and random.random() < 0.2 for least in (0, *finished)]
+    kill_and_resume([*arguments, "workers=2"], tmp_path / "out", moments)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def write_posed(folder: Path, model: Rendered) -> None:
+    """Write a rendered model as a NeRF folder: OpenGL cameras, Blender's world."""
+    (folder / "images").mkdir(parents=True)
+    frames = []
+    for view, matrix in enumerate(model.extrinsics):
+        rgba = np.concatenate([model.images[view], model.masks[view][..., None]], axis=-1)
+        Image.fromarray(rgba).save(folder / f"images/{view}.png")
+        pose = np.linalg.inv(matrix) @ np.diag([1.0, -1.0, -1.0, 1.0])
+        frames.append({"file_path": f"images/{view}.png", "transform_matrix": pose.tolist()})
+    side = len(model.images[0])
+    lens = {"fl_x": 1.875 * side, "fl_y": 1.875 * side, "cx": side / 2, "cy": side / 2, "w": side, "h": side}
+    (folder / "transforms.json").write_text(json.dumps({**lens, "frames": frames}))
 
 
 @pytest.mark.slow
