@@ -12,10 +12,11 @@ import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
 from toy import drwr, make_meshes
+from view_layouts import read_all
 from webdataset.tariterators import base_plus_ext
 
 from drwr_dist.data.index import load_index, read_sample
-from drwr_dist.data.sample import ObjectSample, decode_sample, split_members
+from drwr_dist.data.sample import decode_sample, split_members
 from drwr_dist.data.verify import verify_dataset
 from drwr_dist.errors import DataError, UsageError
 from drwr_dist.shards import ImportOptions, import_dataset
@@ -29,16 +30,6 @@ def build(folder: Path, output: Path, **changes: object):
 
     options = ImportOptions(source="meshes", input=str(folder), output=str(output), **{**SMALL, **changes})  # type: ignore[arg-type]
     return import_dataset(options, Console(quiet=True))
-
-
-def read_all(root: Path) -> dict[str, tuple[str, ObjectSample]]:
-    index = load_index(root)
-    found = {}
-    for split in ("train", "val", "test"):
-        for number, position, key in index.select(split):
-            members = split_members(read_sample(index, number, position), key=key)
-            found[key] = split, decode_sample(members, key=key, shard="s", with_points=True)
-    return found
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from drwr_dist.sources.finishing import (
     ViewSettings,
     choose_splits,
     choose_views,
-    finish,
+    finish_or_skip,
     in_order,
     wanted_categories,
 )
@@ -150,12 +150,7 @@ def _without_renders(models: dict[str, Model], splits: dict[str, str], skip_bad:
 
 def convert_model(model: Model) -> EncodedSample | Skipped:
     """Convert one model."""
-    try:
-        return finish(make_sample(model), model.split, model.settings.compression)
-    except DataError as error:
-        if not model.settings.skip_bad:
-            raise
-        return Skipped(model.key, str(error))
+    return finish_or_skip(model.key, model.split, model.settings, lambda: make_sample(model))
 
 
 def make_sample(model: Model) -> ObjectSample:

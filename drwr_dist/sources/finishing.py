@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from drwr_dist.data.verify import camera_findings
 from drwr_dist.data.writer import EncodedSample
 from drwr_dist.errors import DataError, UsageError
 from drwr_dist.pool import Crew
+from drwr_dist.sources.meshes import Skipped
 from drwr_dist.sources.splits import assign_splits, read_splits, shuffled
 
 
@@ -90,3 +91,15 @@ def finish(sample: ObjectSample, split: str, compression: str = "small") -> Enco
     for reason in camera_findings(sample):
         raise DataError(f"{sample.key}: {reason}")
     return EncodedSample(sample.key, split, members, str(sample.meta["source"]), str(sample.meta["licence"]))
+
+
+def finish_or_skip(
+    key: str, split: str, settings: ViewSettings, make: Callable[[], ObjectSample]
+) -> EncodedSample | Skipped:
+    """Make and finish a sample; what can't be used is skipped with `skip_bad`, else raised."""
+    try:
+        return finish(make(), split, settings.compression)
+    except DataError as error:
+        if not settings.skip_bad:
+            raise
+        return Skipped(key, str(error))

@@ -25,7 +25,7 @@ from drwr_dist.sources.finishing import (
     ViewSettings,
     choose_splits,
     choose_views,
-    finish,
+    finish_or_skip,
     in_order,
     wanted_categories,
 )
@@ -221,12 +221,7 @@ def _view_fault(alpha: NDArray[np.uint8]) -> str | None:
 
 def convert_object(item: PosedObject) -> EncodedSample | Skipped:
     """Convert one object that has been surveyed."""
-    try:
-        return finish(make_sample(item), item.split, item.settings.compression)
-    except DataError as error:
-        if not item.settings.skip_bad:
-            raise
-        return Skipped(item.key, str(error))
+    return finish_or_skip(item.key, item.split, item.settings, lambda: make_sample(item))
 
 
 def make_sample(item: PosedObject) -> ObjectSample:
