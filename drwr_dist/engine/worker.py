@@ -201,7 +201,7 @@ class Worker:
         )
         # Seen here, because after DDP's average nobody could say whose gradient is not finite.
         point_gradients: list[Tensor] = []
-        prediction.points.register_hook(lambda gradient: point_gradients.append(gradient.detach()))
+        prediction.points.register_hook(lambda gradient: point_gradients.append(gradient.detach()))  # type: ignore[no-untyped-call]
         # DDP averages over ranks; this weight makes that the mean over the samples of the global batch.
         planned = self.plan.batch_size(step)
         torch.autograd.backward(losses.total * (len(batch.keys) * self.world_size / planned))
