@@ -136,6 +136,13 @@ class EvaluationConfig:
 
 
 @dataclass
+class MonitorConfig:
+    """What TensorBoard shows beside the curves (docs/monitoring.md)."""
+
+    pictures_every: int = 200  # steps between pictures and clouds, at the first and the last step too; 0: none
+
+
+@dataclass
 class ClusterConfig:
     """Where Ray runs, and what each worker takes."""
 
@@ -171,6 +178,7 @@ class TrainConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 

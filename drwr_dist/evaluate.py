@@ -5,44 +5,48 @@ For each object, every view in turn is the input image; the numbers of an object
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from drwr_dist.cli import load_options, run_verb
-from drwr_dist.config import TrainConfig
+from drwr_dist.comparison import compare, print_comparison, write_comparison
 from drwr_dist.data.index import DatasetIndex, load_index
-from drwr_dist.data.sample import composite
-from drwr_dist.data.stream import SampleTable, as_tensor
-from drwr_dist.errors import DataError, UsageError
+from drwr_dist.data.remote import is_remote
+from drwr_dist.data.stream import SampleTable
+from drwr_dist.errors import UsageError
+from drwr_dist.measuring import MEAN_SHAPE, TRAINED, UNTRAINED, Job, Subject, constant, measure, subject_predictor
+from drwr_dist.measuring import aligned as aligned
+from drwr_dist.metrics import EARTH_MOVER_POINTS
 from drwr_dist.monitor import METRICS, VALIDATION
 from drwr_dist.point_cloud import write_mat, write_ply
-from drwr_dist.poses import ALIGNED_OBJECTS, alignment_of, alignments, pose_metrics, rotations
+from drwr_dist.pool import Crew, session
+from drwr_dist.poses import ALIGNED_OBJECTS, alignments, pose_metrics, rotations
 from drwr_dist.report import REPORT, write_report
 from drwr_dist.results import RESULT_TEXT, print_table, write_result
-from drwr_dist.run import RESULT, TrainedRun, load_run, untrained_model
-from drwr_dist.scores import Predictor, object_metrics, summarise
+from drwr_dist.run import RESULT, TrainedRun, load_result, load_run
 
 PREDICTIONS = "predictions"
 RELEASED_PREDICTIONS = "pred"
-
-# key of an object, its predictions [V, N, 3]
-Save = Callable[[str, Tensor], None]
 
 
 @dataclass
 class EvaluateOptions:
     """Measure a trained run on a split; writes result.json, result.txt, report.html and predictions/ into it."""
 
-    run: str = "???"  # folder of the run: <storage>/<name>
+    run: str | None = None  # folder of the run: <storage>/<name>
+    runs: str | None = None  # instead of run: several, separated by commas, to compare on the same objects
+    output: str = "comparison"  # of runs=…: folder for comparison.json, .txt and .svg
     data: str | None = None  # folder or URL of the dataset; none: the one the run was trained on
     split: str = "test"  # train | val | test
     checkpoint: str = "last"  # last | best | STEP: which of the run's weights; best by the validation metric
@@ -51,6 +55,8 @@ class EvaluateOptions:
     mat: bool = False  # write predictions as the released code does too: pred/<category>/<object>_pc.mat
     references: bool = True  # evaluate the untrained network and the mean shape too
     report: bool = True  # write report.html: shapes to turn, tables and learning curves in one file
+    earth_mover: int = 0  # points matched for the Earth mover's distance, at most 2048 (1 s a view); 0: not computed
+    workers: int = 1  # 1: this process; more, or 0 for all cores: Ray tasks, on the cluster of RAY_ADDRESS or here
 
 
 def evaluate_run(run: TrainedRun, options: EvaluateOptions, console: Console) -> dict[str, Any]:
@@ -67,24 +73,40 @@ def evaluate_run(run: TrainedRun, options: EvaluateOptions, console: Console) ->
         )
     table = SampleTable.select(index, options.split, options.categories)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    predictor = network_predictor(run.model.to(device), device)
-    poses = None
+    predictor = subject_predictor(TRAINED, run, device)
+    frames: dict[str, Tensor] = {}
     if run.config.pose.mode != "known":
         frames = predicted_frames(run, index, device)
         predictor = aligned(predictor, frames)
-        poses = pose_metrics(rotations(run, table, device), frames)
-    save = functools.partial(save_predictions, run.path, options)
-    block = measure(predictor, table, run.config, save, f"{options.split}: trained", console)
-    if poses is not None:
-        block["poses"] = poses
-    if options.references:
-        block["references"] = references(run, table, options, console, device)
+    save = functools.partial(save_predictions, run.path, options) if options.predictions or options.mat else None
+    job, crew = first_job(run, index, options, frames), Crew(options.workers, "ray")
+    with session(crew):
+        block = measure(predictor, table, job, crew, save, f"{options.split}: trained", console)
+        if frames:
+            block["poses"] = pose_metrics(rotations(run, table, device), frames)
+        if options.references:
+            block["references"] = references(run, table, job, options, console, device)
     write_result(run.path, options.split, run.step, block)
     if options.report:
         run.storage.fetch(METRICS, VALIDATION)
         write_report(run, options.split, table, block, predictor)
     run.storage.publish(RESULT, RESULT_TEXT, REPORT, PREDICTIONS, RELEASED_PREDICTIONS)
     return block
+
+
+def first_job(run: TrainedRun, index: DatasetIndex, options: EvaluateOptions, frames: dict[str, Tensor]) -> Job:
+    """Return what a worker needs to know to measure the trained network."""
+    told = tuple((name, tuple(frame.double().flatten().tolist())) for name, frame in frames.items())
+    return Job(
+        subject=Subject(TRAINED, run.storage.address, str(run.step), told),
+        data=index.root if is_remote(index.root) else os.path.abspath(index.root),
+        split=options.split,
+        categories=tuple(options.categories),
+        numbers=(),
+        background=run.config.data.background,
+        earth_mover=options.earth_mover,
+        keep_points=options.predictions or options.mat,
+    )
 
 
 def predicted_frames(run: TrainedRun, index: DatasetIndex, device: torch.device) -> dict[str, Tensor]:
@@ -96,11 +118,6 @@ def predicted_frames(run: TrainedRun, index: DatasetIndex, device: torch.device)
     return alignments(rotations(run, training, device, limit=ALIGNED_OBJECTS))
 
 
-def aligned(predictor: Predictor, frames: dict[str, Tensor]) -> Predictor:
-    """Wrap a predictor whose points are to be rotated by the alignment of their category."""
-    return lambda images, category: predictor(images, category) @ alignment_of(frames, category).mT.float()
-
-
 def save_predictions(run: Path, options: EvaluateOptions, key: str, points: Tensor) -> None:
     """Write the predictions [V, N, 3] of one object in the formats that the options ask for."""
     for view, cloud in enumerate(points if options.predictions else ()):
@@ -109,38 +126,27 @@ def save_predictions(run: Path, options: EvaluateOptions, key: str, points: Tens
         write_mat(run / RELEASED_PREDICTIONS / f"{key}_pc.mat", points.numpy())
 
 
-def network_predictor(model: torch.nn.Module, device: torch.device) -> Predictor:
-    """Wrap a network for `measure`."""
-    dtype = next(model.parameters()).dtype
-
-    @torch.no_grad()
-    def predict(images: Tensor, category: str) -> Tensor:
-        points: Tensor = model(images.to(device, dtype))
-        return points.float().cpu()
-
-    return predict
-
-
 def references(
-    run: TrainedRun, table: SampleTable, options: EvaluateOptions, console: Console, device: torch.device
+    run: TrainedRun, table: SampleTable, job: Job, options: EvaluateOptions, console: Console, device: torch.device
 ) -> dict[str, Any]:
     """Measure what a reader compares with: the untrained network, and each category's mean shape."""
-    blocks = {}
-    untrained = network_predictor(untrained_model(run.config, run.image_size).to(device), device)
-    blocks["untrained"] = measure(untrained, table, run.config, None, f"{options.split}: untrained", console)
+    crew, blocks = Crew(options.workers, "ray"), {}
+    subject = dataclasses.replace(job.subject, frames=())
+    untrained = dataclasses.replace(job, subject=dataclasses.replace(subject, kind=UNTRAINED), keep_points=False)
+    predictor = subject_predictor(UNTRAINED, run, device)
+    blocks["untrained"] = measure(predictor, table, untrained, crew, None, f"{options.split}: untrained", console)
     shapes = mean_shapes(table, run.config.model.points, run.config.seed)
     if shapes:
-
-        def constant(images: Tensor, category: str) -> Tensor:
-            return shapes[category].expand(1, -1, -1)  # the same for every view: measured once
-
-        blocks["mean_shape"] = measure(constant, table, run.config, None, f"{options.split}: mean shape", console)
+        subject = dataclasses.replace(subject, kind=MEAN_SHAPE)
+        mean = dataclasses.replace(job, subject=subject, keep_points=False, shapes=shapes)
+        title = f"{options.split}: mean shape"
+        blocks["mean_shape"] = measure(constant(shapes), table, mean, crew, None, title, console)
     for block in blocks.values():
         del block["objects"]
     return blocks
 
 
-def mean_shapes(table: SampleTable, points: int, seed: int) -> dict[str, Tensor]:
+def mean_shapes(table: SampleTable, points: int, seed: int) -> dict[str, NDArray[np.float32]]:
     """Return, per category of `table`, a random subset [points, 3] of all its training objects' ground truths.
 
     This reference has seen 3D, which training never does. Empty where a category has no training ground truth.
@@ -157,45 +163,46 @@ def mean_shapes(table: SampleTable, points: int, seed: int) -> dict[str, Tensor]
             return {}
         union = np.concatenate(known)
         chosen = np.random.default_rng(seed).choice(len(union), points, replace=len(union) < points)
-        shapes[category] = torch.from_numpy(union[chosen])
+        shapes[category] = union[chosen]
     return shapes
 
 
-def measure(
-    predictor: Predictor, table: SampleTable, config: TrainConfig, save: Save | None, title: str, console: Console
-) -> dict[str, Any]:
-    """Run a predictor on every object and view of `table` and average what it scores.
-
-    Args:
-        predictor: images of one object to points.
-        table: the objects.
-        config: for the background colour.
-        save: writes an object's predictions; None writes nothing.
-        title: of the progress bar.
-        console: where the bar is drawn.
-    """
-    objects: dict[str, dict[str, float]] = {}
-    torch.set_num_threads(1)  # many small operations: threads would cost more than they give
-    quiet = not console.is_terminal  # a log gets the title alone
-    if quiet:
-        console.print(f"evaluating {title} ({len(table.keys)} objects)", highlight=False)
-    for number in track(range(len(table.keys)), title, console=console, transient=True, disable=quiet):
-        sample = table.read(number, with_points=True)
-        images = composite(sample.images, sample.masks, config.data.background)
-        points = predictor(torch.stack([as_tensor(image) for image in images]), sample.key.split("/")[0])
-        if not torch.isfinite(points).all():
-            raise DataError(f"{sample.key}: the network's prediction is not finite")
-        if save:
-            save(sample.key, points)
-        objects[sample.key] = object_metrics(points, sample)
-    return summarise(objects, table.index.views)
+def compare_runs(options: EvaluateOptions, console: Console) -> int:
+    """Measure several runs on the same objects, where that is not done yet, and write what tells them apart."""
+    names = [name.strip() for name in str(options.runs).split(",") if name.strip()]
+    if len(names) < 2 or len(set(names)) < len(names):
+        raise UsageError(f"runs={options.runs}: give at least two different runs, separated by commas")
+    short = [name.rstrip("/").rsplit("/", 1)[-1] for name in names]
+    labels = short if len(set(short)) == len(names) else names
+    blocks = {}
+    for label, name in zip(labels, names, strict=True):
+        run = load_run(name, options.checkpoint)
+        result = load_result(run.path)
+        block = result.get("splits", {}).get(options.split) if result.get("step") == run.step else None
+        if block is None or options.data or options.categories or options.earth_mover:
+            single = dataclasses.replace(options, references=False, report=False, predictions=False, mat=False)
+            block = evaluate_run(run, single, console)
+        blocks[label] = block["objects"]
+    table = compare(blocks)
+    print_comparison(console, options.split, table)
+    for path in write_comparison(Path(options.output), options.split, table):
+        console.print(f"written: {path}", soft_wrap=True, highlight=False)
+    return 0
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the verb."""
     options = load_options(EvaluateOptions, arguments, verb="evaluate")
+    if not 0 <= options.earth_mover <= EARTH_MOVER_POINTS:
+        raise UsageError(f"earth_mover={options.earth_mover}: must be between 0 (none) and {EARTH_MOVER_POINTS} points")
+    if options.workers < 0:
+        raise UsageError(f"workers={options.workers}: must be 0 (all cores) or more")
+    if (options.run is None) == (options.runs is None):
+        raise UsageError("evaluate: give run=FOLDER, or runs=FOLDER,FOLDER,… to compare")
     console = Console(stderr=False)
-    run = load_run(options.run, options.checkpoint)
+    if options.run is None:
+        return compare_runs(options, console)
+    run = load_run(options.run if is_remote(options.run) else os.path.abspath(options.run), options.checkpoint)
     block = evaluate_run(run, options, console)
     print_table(console, options.split, block)
     for name in (RESULT, REPORT) if options.report else (RESULT,):
@@ -204,4 +211,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    run_verb(main)
+    # The importable module, not this one that is called __main__: workers look for what they are sent there.
+    from drwr_dist.evaluate import main as importable_main
+
+    run_verb(importable_main)

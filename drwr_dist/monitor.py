@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 METRICS = "metrics.jsonl"
@@ -31,8 +36,40 @@ TAGS = {
     "gradient_norm": "optimizer/gradient_norm",
     "samples_per_second": "speed/samples_per_second",
     "straggler_seconds": "speed/straggler_seconds",
+    "workers": "speed/workers",
+    "seconds_data": "time/data",
+    "seconds_forward": "time/forward",
+    "seconds_loss": "time/loss",
+    "seconds_backward": "time/backward",
+    "seconds_agreement": "time/agreement",
+    "seconds_optimizer": "time/optimizer",
+    "memory_gib": "memory/process_gib",
+    "memory_peak_gib": "memory/process_peak_gib",
+    "gpu_memory_peak_gib": "memory/gpu_peak_gib",
     "skipped": "data/skipped_samples",
 }
+
+# The custom-scalars page: what belongs together, in the order in which one asks. Patterns of tags.
+LAYOUT = {
+    "Is it learning?": {
+        "losses": ["Multiline", ["loss/.*"]],
+        "validation: Chamfer × 100": ["Multiline", ["validation/chamfer.*"]],
+        "validation: F-score and IoU": ["Multiline", ["validation/f_score.*", "validation/silhouette_iou"]],
+    },
+    "Is it stable?": {
+        "gradient norm": ["Multiline", ["optimizer/gradient_norm"]],
+        "learning rate": ["Multiline", ["schedule/learning_rate"]],
+        "skipped samples": ["Multiline", ["data/.*"]],
+    },
+    "Where does the time go?": {
+        "samples per second": ["Multiline", ["speed/samples_per_second"]],
+        "seconds per step": ["Multiline", ["time/.*"]],
+        "waiting for a straggler": ["Multiline", ["speed/straggler_seconds"]],
+        "memory, GiB": ["Multiline", ["memory/.*"]],
+    },
+}
+# How the mesh page draws clouds.
+CLOUD_STYLE = {"material": {"cls": "PointsMaterial", "size": 0.012}, "camera": {"cls": "PerspectiveCamera", "fov": 30}}
 
 
 class Monitor:
@@ -44,7 +81,9 @@ class Monitor:
             drop_rows_after(run / name, step)
         self._file = (run / METRICS).open("a", encoding="utf-8")
         self._validation = run / VALIDATION
+        self._who = {"run": run.name, "rank": 0, "node": socket.gethostname()}
         self._writer = SummaryWriter(str(run / TENSORBOARD), purge_step=step + 1)
+        self._writer.add_custom_scalars(LAYOUT)
 
     def __enter__(self) -> Monitor:
         return self
@@ -57,7 +96,7 @@ class Monitor:
 
     def log(self, step: int, row: dict[str, Any]) -> None:
         """Write the metrics after `step` steps."""
-        self._file.write(json.dumps({"step": step, **row}) + "\n")
+        self._file.write(json.dumps({"step": step, **row, **self._who}) + "\n")
         self._file.flush()
         for key, tag in TAGS.items():
             if key in row:
@@ -75,6 +114,17 @@ class Monitor:
         for name, value in row.items():
             self._writer.add_scalar(f"validation/{name}", value, step)
 
+    def picture(self, tag: str, picture: NDArray[np.uint8], step: int) -> None:
+        """Show RGB [H, W, 3] on TensorBoard's images page."""
+        self._writer.add_image(tag, picture, step, dataformats="HWC")
+
+    def cloud(self, tag: str, points: Tensor, step: int) -> None:
+        """Show points [N, 3] on TensorBoard's mesh page, coloured by height."""
+        share = (points[:, 1:2] + 0.5).clamp(0, 1)
+        low, high = torch.tensor([40.0, 80.0, 170.0]), torch.tensor([240.0, 150.0, 50.0])
+        colours = (low * (1 - share) + high * share).to(torch.uint8)
+        self._writer.add_mesh(tag, points[None], colours[None], config_dict=CLOUD_STYLE, global_step=step)
+
     def flush(self) -> None:
         """Bring what TensorBoard's writer holds back to its file."""
         self._writer.flush()
@@ -82,6 +132,14 @@ class Monitor:
     def text(self, tag: str, content: str) -> None:
         """Show a text, the resolved configuration for example, on TensorBoard's text page."""
         self._writer.add_text(tag, f"```yaml\n{content}\n```", 0)
+
+
+def write_hparams(run: Path, config: Mapping[str, Any], split: str, scores: Mapping[str, Any]) -> None:
+    """Put a run on TensorBoard's HParams page: its configuration (flat), and what it scored in the end."""
+    values = {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in config.items()}
+    results = {f"final/{split}/{name}": float(value) for name, value in scores.items() if name != "objects"}
+    with SummaryWriter(str(run / TENSORBOARD)) as writer:
+        writer.add_hparams(values, results, run_name=".")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -95,7 +95,7 @@ def _run_on_ray(function: Callable[[Job], Result], jobs: Iterable[Job], crew: Cr
 
     from drwr_dist.node_views import check_seen
 
-    with _ray_session(crew.workers):
+    with session(crew):
         check_seen(crew.places)
         count = crew.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         task = ray.remote(num_cpus=1)(function)
@@ -117,11 +117,11 @@ def _run_on_ray(function: Callable[[Job], Result], jobs: Iterable[Job], crew: Cr
 
 
 @contextmanager
-def _ray_session(workers: int) -> Iterator[None]:
-    """Connect to Ray, and leave it as it was found."""
+def session(crew: Crew) -> Iterator[None]:
+    """Connect to Ray where the crew uses it, and leave it as it was found; one session can serve several calls."""
     import ray
 
-    if ray.is_initialized():
+    if not crew.uses_ray() or ray.is_initialized():
         yield
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
@@ -129,7 +129,7 @@ def _ray_session(workers: int) -> Iterator[None]:
     if os.environ.get("RAY_ADDRESS"):
         ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
     else:
-        cores = workers or len(os.sched_getaffinity(0))
+        cores = crew.workers or len(os.sched_getaffinity(0))
         ray.init(address="local", num_cpus=cores, include_dashboard=False, object_store_memory=256 * 2**20, **quiet)
     try:
         yield

@@ -34,6 +34,15 @@ DEFINITIONS = {
         "reports, over its five views)",
         "unit": "1/100 of the unit cube's side",
     },
+    "chamfer_squared": {
+        "definition": "as chamfer, of squared distances; × 10,000; mean over input views",
+        "unit": "(1/100 of the unit cube's side)²",
+    },
+    "earth_mover": {
+        "definition": "mean distance under the best one-to-one matching of equally many points of both clouds, "
+        "drawn at random (evaluate earth_mover=POINTS); × 100; mean over input views",
+        "unit": "1/100 of the unit cube's side",
+    },
     "f_score_1": {
         "definition": "harmonic mean of the fractions of predicted and of ground-truth points that have a "
         "counterpart within 0.01; mean over input views",

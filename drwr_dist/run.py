@@ -23,7 +23,7 @@ RESULT = "result.json"
 
 # What may differ when a run is continued: none of it changes what is learnt.
 FREE_KEYS = {"name", "storage", "steps", "workers", "log_every", "overwrite"}
-FREE_GROUPS = {"loader", "checkpoint", "validation", "evaluation", "cluster"}
+FREE_GROUPS = {"loader", "checkpoint", "validation", "evaluation", "monitor", "cluster"}
 
 
 @dataclass(frozen=True)
@@ -100,11 +100,16 @@ def untrained_model(config: TrainConfig, image_size: int) -> torch.nn.Module:
     return build_network(config, image_size).eval()
 
 
+def is_learnt(key: str) -> bool:
+    """Say whether a key of the configuration decides what is learnt."""
+    return key not in FREE_KEYS and key.split(".")[0] not in FREE_GROUPS
+
+
 def refuse_changes(run: Path, config: TrainConfig) -> None:
     """Raise UsageError where a run of this name exists that learns something else."""
     before = flat_keys(to_plain(load_config(run)[0]))
     for key, value in flat_keys(to_plain(config)).items():
-        if key in FREE_KEYS or key.split(".")[0] in FREE_GROUPS:
+        if not is_learnt(key):
             continue
         old = before.get(key)
         if old != value:

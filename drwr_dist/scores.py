@@ -7,25 +7,36 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from drwr_dist.camera import project
 from drwr_dist.data.sample import ObjectSample
-from drwr_dist.metrics import nearest_distances, silhouette_iou
+from drwr_dist.metrics import PointIndex, earth_mover_distance, silhouette_iou
 
 # images [V, 3, H, W] of one object, and its category -> points [V, N, 3] (or [1, N, 3] for all views), object frame
 Predictor = Callable[[Tensor, str], Tensor]
 
 
-def object_metrics(points: Tensor, sample: ObjectSample) -> dict[str, float]:
-    """Score the predictions [V, N, 3] from each view of one object (V = 1: the same prediction for all views)."""
+def object_metrics(points: Tensor, sample: ObjectSample, earth_mover: int = 0) -> dict[str, float]:
+    """Score the predictions [V, N, 3] from each view of one object (V = 1: the same prediction for all views).
+
+    Args:
+        points: the predictions.
+        sample: the object, with its ground truth where it is known.
+        earth_mover: points matched for the Earth mover's distance; 0: it is left out.
+    """
     rows: list[dict[str, float]] = []
+    truth = None if sample.points is None else PointIndex(torch.from_numpy(sample.points))
     for view, cloud in enumerate(points):
         row = {}
         if len(sample.masks) > 1:  # of an only view, none is held out
             row["silhouette_iou"] = held_out_iou(cloud, sample, view if len(points) > 1 else None)
-        if sample.points is not None:
-            row |= cloud_metrics(cloud, torch.from_numpy(sample.points))
+        if truth is not None:
+            row |= cloud_metrics(PointIndex(cloud), truth)
+        if truth is not None and earth_mover:
+            matched = earth_mover_distance(cloud, torch.from_numpy(truth.coordinates), earth_mover)
+            row["earth_mover"] = 100 * matched
         rows.append(row)
     metrics = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
     if "chamfer" in metrics:
@@ -33,13 +44,14 @@ def object_metrics(points: Tensor, sample: ObjectSample) -> dict[str, float]:
     return metrics
 
 
-def cloud_metrics(predicted: Tensor, target: Tensor) -> dict[str, float]:
-    """Compare one predicted cloud [N, 3] with the ground truth [M, 3]; Chamfer distances are × 100."""
-    forward, backward = nearest_distances(predicted, target), nearest_distances(target, predicted)
+def cloud_metrics(predicted: PointIndex, target: PointIndex) -> dict[str, float]:
+    """Compare one predicted cloud with the ground truth; distances are × 100, their squares × 10,000."""
+    forward, backward = target.distances_from(predicted), predicted.distances_from(target)
     row = {
         "chamfer": 100 * float(forward.mean() + backward.mean()),
         "chamfer_predicted_to_target": 100 * float(forward.mean()),
         "chamfer_target_to_predicted": 100 * float(backward.mean()),
+        "chamfer_squared": 10_000 * float(np.square(forward).mean() + np.square(backward).mean()),
     }
     for percent in (1, 2):
         precision, recall = _share(forward, percent / 100), _share(backward, percent / 100)
@@ -47,8 +59,8 @@ def cloud_metrics(predicted: Tensor, target: Tensor) -> dict[str, float]:
     return row
 
 
-def _share(distances: Tensor, threshold: float) -> float:
-    return float((distances < threshold).double().mean())
+def _share(distances: NDArray[np.float64], threshold: float) -> float:
+    return float((distances < threshold).mean())
 
 
 def held_out_iou(points: Tensor, sample: ObjectSample, input_view: int | None) -> float:

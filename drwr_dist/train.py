@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from drwr_dist.cli import load_options, run_verb
-from drwr_dist.config import TrainConfig
+from drwr_dist.config import TrainConfig, flat_keys, to_plain
 from drwr_dist.data.index import DatasetIndex, load_index
 from drwr_dist.data.remote import is_remote, join
 from drwr_dist.data.stream import SampleTable, check_views
@@ -22,10 +22,10 @@ from drwr_dist.errors import UsageError
 from drwr_dist.evaluate import PREDICTIONS, EvaluateOptions, evaluate_run
 from drwr_dist.gallery import GALLERY, write_gallery
 from drwr_dist.model import HALVINGS
-from drwr_dist.monitor import TENSORBOARD
+from drwr_dist.monitor import TENSORBOARD, write_hparams
 from drwr_dist.report import REPORT
 from drwr_dist.results import RESULT_TEXT, print_table
-from drwr_dist.run import CONFIG, RESULT, load_result, load_run, refuse_changes, remove, save_config
+from drwr_dist.run import CONFIG, RESULT, is_learnt, load_result, load_run, refuse_changes, remove, save_config
 from drwr_dist.storage import Storage
 from drwr_dist.validation import validate, workers_range
 
@@ -159,7 +159,10 @@ def finish(storage: Storage, config: TrainConfig, console: Console) -> dict[str,
         references=config.evaluation.references,
         report=config.evaluation.report,
     )
-    block = evaluate_run(load_run(options.run, options.checkpoint), options, console)
+    block = evaluate_run(load_run(storage.address, options.checkpoint), options, console)
+    learnt = {key: value for key, value in flat_keys(to_plain(config)).items() if is_learnt(key)}
+    write_hparams(storage.folder, learnt, str(options.split), block["overall"])
+    storage.publish(TENSORBOARD)
     if config.evaluation.predictions:
         run = storage.folder
         table = SampleTable.select(load_index(config.data.path), options.split, options.categories)

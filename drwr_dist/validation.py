@@ -79,6 +79,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "checkpoint.keep": (lambda v: v >= 1, "at least 1"),
     "validation.every": (lambda v: v >= 0, "0 (no validation) or more"),
     "validation.views": (lambda v: v >= 1, "at least 1"),
+    "monitor.pictures_every": (lambda v: v >= 0, "0 (no pictures) or more"),
     "cluster.cpus_per_worker": (lambda v: v > 0, "above 0"),
     "cluster.gpus_per_worker": (lambda v: v == -1 or v >= 0, "-1 (automatic), 0 or more"),
     "cluster.max_failures": (lambda v: v >= 0, "0 or more"),

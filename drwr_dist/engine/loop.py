@@ -36,6 +36,7 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
                 gradient_norm = worker.update(step)
                 worker.log(step, total, gradient_norm)
                 done = step + 1
+                worker.illustrate(done)
                 ends = done == job["until"] or total.stop > 0
                 best = worker.validate(done)
                 if best or ends or done == config.steps or done % config.checkpoint.every == 0:

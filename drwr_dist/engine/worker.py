@@ -30,16 +30,17 @@ from drwr_dist.engine.agreement import Tally, agree, count_together, fail_togeth
 from drwr_dist.engine.board import Courier
 from drwr_dist.engine.initial_weights import initial_weights
 from drwr_dist.engine.objective import not_finite_keys, objective
+from drwr_dist.engine.pictures import Pictures
+from drwr_dist.engine.predictor import AS_IT_IS, frames, predictor
 from drwr_dist.engine.stragglers import Stragglers
+from drwr_dist.engine.timing import StepTimer, memory
 from drwr_dist.engine.uploads import Uploads
 from drwr_dist.engine.validation import SPLIT, validate
 from drwr_dist.errors import DrwrError, TrainingError
 from drwr_dist.losses.training import active_terms
 from drwr_dist.model import AllHeads, Prediction, build_network
 from drwr_dist.monitor import METRICS, TENSORBOARD, VALIDATION, Monitor
-from drwr_dist.poses import ALIGNED_OBJECTS, alignment_of, alignments, rotations
 from drwr_dist.run import CONFIG, TrainedRun
-from drwr_dist.scores import Predictor
 from drwr_dist.storage import Storage
 
 
@@ -79,6 +80,8 @@ class Worker:
         self.stragglers = Stragglers(self._names())
         self._terms = active_terms(config.loss) + (["student"] if config.pose.mode == "predict" else [])
         self._clock = (time.perf_counter(), 0.0)
+        self.timer = StepTimer(self.device)
+        self.pictures = Pictures(index, config)
 
     def __enter__(self) -> Worker:
         return self
@@ -179,21 +182,28 @@ class Worker:
             view_images=self.config.pose.mode == "predict",
         )
         self._begin = time.perf_counter()
+        self.timer.begin()
         for step, batch in enumerate(stream, self.start):
-            yield step, batch.to(self.device, self.dtype)
+            self.timer.sample((step + 1) % self.config.log_every == 0)
+            moved = batch.to(self.device, self.dtype)
+            self.timer.lap("data")
+            yield step, moved
             self._begin = time.perf_counter()
+            self.timer.begin()
 
     def forward_backward(self, step: int, batch: Batch) -> Tally:
         """Compute this rank's losses and, through DDP, the gradient of the global batch's mean loss."""
         loss_config = schedule.loss_at(self.config.loss, step, self.config.steps)
         self.optimizer.zero_grad(set_to_none=True)
         prediction = self._predict(batch)
+        self.timer.lap("forward")
         tally = self._tally_of(batch)
         self._busy = time.perf_counter() - self._begin  # from here on, DDP waits for the slowest rank
         if not batch.keys:
             if prediction.beliefs is not None:
                 gather_rows(prediction.beliefs.new_zeros(0, 2 * prediction.beliefs.shape[-1]).double())
             torch.autograd.backward(prediction.nothing())  # takes part in the all-reduce with a zero gradient
+            self.timer.lap("backward")
             return tally
         progress = step / max(1, self.config.steps)
         losses = objective(
@@ -202,9 +212,11 @@ class Worker:
         # Seen here, because after DDP's average nobody could say whose gradient is not finite.
         point_gradients: list[Tensor] = []
         prediction.points.register_hook(lambda gradient: point_gradients.append(gradient.detach()))  # type: ignore[no-untyped-call]
+        self.timer.lap("loss")
         # DDP averages over ranks; this weight makes that the mean over the samples of the global batch.
         planned = self.plan.batch_size(step)
         torch.autograd.backward(losses.total * (len(batch.keys) * self.world_size / planned))
+        self.timer.lap("backward")
         tally.samples = len(batch.keys)
         tally.loss = float(losses.total.detach()) * tally.samples
         for name, value in losses.terms.items():
@@ -234,6 +246,7 @@ class Worker:
     def agree(self, step: int, batch: Batch, tally: Tally) -> Tally:
         """Sum the tally over all ranks; raise TrainingError on all of them where the step must not be made."""
         total, busy = agree(tally, self._busy, self.device)
+        self.timer.lap("agreement")
         self.stragglers.add(busy)
         if total.failed:
             fail_together(self._trouble or (batch.failures[0].reason if batch.failures else None))
@@ -280,6 +293,7 @@ class Worker:
         for group in self.optimizer.param_groups:
             group["lr"] = schedule.learning_rate(self.config.optimizer, step, self.config.steps)
         self.optimizer.step()
+        self.timer.lap("optimizer")
         return float(norm)
 
     def log(self, step: int, total: Tally, gradient_norm: float) -> None:
@@ -307,11 +321,18 @@ class Worker:
         self._clock = (since, count)
         if due:
             try:
-                self.monitor.log(done, row | {"straggler_seconds": wait})
+                row |= {"straggler_seconds": wait, "workers": self.world_size}
+                self.monitor.log(done, row | self.timer.close_interval() | memory(self.device))
                 self.monitor.skips(done, self.skips)
             except OSError as error:
                 self._trouble = f"{self.run / METRICS}: can't be written: {error}; make room and run the command again"
             self._clock = (time.perf_counter(), 0.0)
+
+    def illustrate(self, steps_done: int) -> None:
+        """Show pictures and clouds of a few objects, where that is due (rank 0)."""
+        if self.monitor and self.pictures.is_due(steps_done):
+            predict = predictor(self.model, self.device, self.dtype, AS_IT_IS)
+            self.pictures.draw(steps_done, predict, self.monitor)
 
     def validate(self, steps_done: int) -> bool:
         """Score the validation split, where that is due; return whether the weights are the best so far."""
@@ -319,10 +340,12 @@ class Worker:
         self.scores = {}
         if not config.every or (steps_done % config.every and steps_done != self.config.steps):
             return False
+        run = TrainedRun(self.run, self.config, self.table.index.image_size, self.start, self.model)
+        predict = predictor(self.model, self.device, self.dtype, frames(run, self.table, self.device))
+        skip = self.config.data.on_bad_sample == "skip"
         self.scores = validate(
-            self._predictor(), self.held_out, config.views, self.config.data.background,
-            self.config.data.on_bad_sample == "skip", self.rank, self.world_size,
-        )  # fmt: skip
+            predict, self.held_out, config.views, self.config.data.background, skip, self.rank, self.world_size
+        )
         if config.metric not in self.scores:
             raise TrainingError(
                 f"validation.metric={config.metric}: no object of the val split of {self.table.index.root} has ground "
@@ -336,21 +359,6 @@ class Worker:
             note = "the best so far" if is_best else f"best: {self.best:.4f}"
             self.courier.notice(f"step {steps_done}: validation {config.metric} {score:.4f} ({note})")
         return is_best
-
-    def _predictor(self) -> Predictor:
-        self.model.eval()
-        frames: dict[str, Tensor] = {"": torch.eye(3)}
-        if self.config.pose.mode != "known":  # the network chose the frame: how it lies is found on training objects
-            image_size = self.table.index.image_size
-            run = TrainedRun(self.run, self.config, image_size, self.start, self.model)
-            frames = alignments(rotations(run, self.table, self.device, limit=ALIGNED_OBJECTS))
-
-        @torch.no_grad()
-        def predict(images: Tensor, category: str) -> Tensor:
-            points: Tensor = self.model(images.to(self.device, self.dtype))
-            return points.float().cpu() @ alignment_of(frames, category).mT.float()
-
-        return predict
 
     def save(self, steps_done: int) -> None:
         """Write a checkpoint (rank 0) and report it to Ray (all ranks)."""

@@ -12,7 +12,7 @@ import torch
 
 from drwr_dist.data.sample import ObjectSample, composite
 from drwr_dist.data.stream import SampleTable, as_tensor
-from drwr_dist.metrics import nearest_distances
+from drwr_dist.metrics import PointIndex
 from drwr_dist.monitor import METRICS, TAGS, VALIDATION, read_rows
 from drwr_dist.report import packing
 from drwr_dist.report.page import write_page
@@ -80,10 +80,10 @@ def describe(
     points = points.expand(views, -1, -1)
     clouds, distances, per_view = [cloud.numpy() for cloud in points], [], []
     if sample.points is not None:
-        truth = torch.from_numpy(sample.points)
-        thinned = np.random.default_rng(0).permutation(len(truth))[:TRUTH_POINTS]
-        forward = [nearest_distances(cloud, truth).numpy() for cloud in points]
-        backward = [nearest_distances(truth, cloud).numpy() for cloud in points]
+        truth, predicted = PointIndex(torch.from_numpy(sample.points)), [PointIndex(cloud) for cloud in points]
+        thinned = np.random.default_rng(0).permutation(len(sample.points))[:TRUTH_POINTS]
+        forward = [truth.distances_from(cloud) for cloud in predicted]
+        backward = [cloud.distances_from(truth) for cloud in predicted]
         per_view = [100 * float(f.mean() + b.mean()) for f, b in zip(forward, backward, strict=True)]
         clouds.append(sample.points[thinned])
         distances = [*forward, *(row[thinned] for row in backward)]

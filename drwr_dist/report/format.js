@@ -5,14 +5,14 @@ const CONTENT = JSON.parse(document.getElementById("content").textContent);
 const NUMBER_OF = Object.fromEntries(CONTENT.objects.map((entry, number) => [entry.key, number]));
 const LABELS = {
   chamfer: "Chamfer × 100", chamfer_predicted_to_target: "prediction → truth", chamfer_target_to_predicted: "truth → prediction",
-  chamfer_best_view: "best view", f_score_1: "F @ 1 %", f_score_2: "F @ 2 %", silhouette_iou: "silhouette IoU",
+  chamfer_best_view: "best view", chamfer_squared: "squared × 10⁴", earth_mover: "Earth mover × 100", f_score_1: "F @ 1 %", f_score_2: "F @ 2 %", silhouette_iou: "silhouette IoU",
 };
 const PREDICTION = "#1f5fbf", TRUTH = "#e07b1a";
 
 const byId = id => document.getElementById(id);
 const label = name => LABELS[name] || name.replaceAll("_", " ");
 // Scores between 0 and 1 get a third digit.
-const digits = name => (name.startsWith("chamfer") ? 2 : 3);
+const digits = name => (name.startsWith("chamfer") || name === "earth_mover" ? 2 : 3);
 const shown = (value, name) => (typeof value === "number" ? value.toFixed(digits(name)) : "–");
 // The texts of an object lie in elements that nothing has parsed so far.
 const textOf = (kind, number) => byId(`${kind}-${number}`).textContent;

@@ -1,0 +1,152 @@
+"""Evaluation: scores by independent code, the same with any number of workers, and runs side by side."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from toy import drwr
+
+from drwr_dist.comparison import compare, intervals, resampling
+from drwr_dist.config import DataConfig, ModelConfig, TrainConfig
+from drwr_dist.data.index import load_index
+from drwr_dist.data.stream import SampleTable
+from drwr_dist.engine import checkpoint
+from drwr_dist.errors import UsageError
+from drwr_dist.evaluate import EvaluateOptions, evaluate_run
+from drwr_dist.metrics import PointIndex, earth_mover_distance, nearest_distances
+from drwr_dist.point_cloud import read_ply
+from drwr_dist.run import load_run, save_config, untrained_model
+
+
+def make_run(folder: Path, data: Path, seed: int) -> Path:
+    model = ModelConfig(points=60, channels=4, hidden=16, decoder_std=0.1)
+    config = TrainConfig(name=folder.name, seed=seed, data=DataConfig(path=str(data)), model=model)
+    save_config(folder, config, image_size=64)
+    checkpoint.write(folder, 1, {"model": untrained_model(config, 64).state_dict()}, {})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return [make_run(tmp_path_factory.mktemp("runs") / f"seed{seed}", toy_dataset, seed) for seed in (0, 1)]
+
+
+def test_scores_are_those_of_plain_code(runs: list[Path], toy_dataset: Path):
+    """All metrics of an object, from the written clouds, by the definitions and nothing else."""
+    options = EvaluateOptions(split="test", references=False, report=False, earth_mover=40)
+    block = evaluate_run(load_run(runs[0]), options, Console(quiet=True))
+    table = SampleTable.select(load_index(str(toy_dataset)), "test")
+    sample = table.read(0, with_points=True)
+    rows = []
+    for view in range(5):
+        cloud = read_ply(runs[0] / "predictions" / f"{sample.key}.{view:02d}.ply").astype(float)
+        pairs = np.linalg.norm(cloud[:, None] - sample.points[None], axis=-1)
+        forward, backward = pairs.min(1), pairs.min(0)
+        precision, recall = (forward < 0.02).mean(), (backward < 0.02).mean()
+        rows.append(
+            {
+                "chamfer": 100 * (forward.mean() + backward.mean()),
+                "chamfer_squared": 1e4 * ((forward**2).mean() + (backward**2).mean()),
+                "f_score_2": 2 * precision * recall / max(precision + recall, 1e-12),
+            }
+        )
+    found = block["objects"][sample.key]
+    for name in rows[0]:
+        assert found[name] == pytest.approx(np.mean([row[name] for row in rows]), rel=1e-4, abs=1e-9), name
+    assert found["chamfer_best_view"] == pytest.approx(min(row["chamfer"] for row in rows), rel=1e-4)
+    assert found["earth_mover"] >= found["chamfer_predicted_to_target"]  # a matching is no shorter than the nearest
+
+
+@pytest.mark.slow
+def test_any_number_of_workers_gives_the_same_digits(runs: list[Path], tmp_path: Path):
+    shutil.rmtree(runs[0] / "predictions", ignore_errors=True)
+    results = {}
+    for workers in (1, 3):
+        done = drwr("evaluate", f"run={runs[0]}", "split=train", f"workers={workers}", "report=false")
+        assert done.returncode == 0, done.stderr
+        results[workers] = json.loads((runs[0] / "result.json").read_text())["splits"]["train"]
+        clouds = sorted((runs[0] / "predictions").rglob("*.ply"))
+        results[workers]["clouds"] = [path.read_bytes() for path in clouds]
+        for path in clouds:
+            path.unlink()
+    assert results[1] == results[3] and len(results[1]["objects"]) == 18 and len(results[1]["clouds"]) == 90
+
+
+def test_point_index_finds_what_brute_force_finds():
+    random = torch.Generator().manual_seed(0)
+    queries, among = torch.rand(500, 3, generator=random), torch.rand(700, 3, generator=random)
+    among[:200] = among[0]  # coincident points
+    expected = torch.cdist(queries.double(), among.double()).min(1).values.numpy()
+    assert PointIndex(among).distances_from(PointIndex(queries)) == pytest.approx(expected, abs=1e-12)
+    assert nearest_distances(queries, among).numpy() == pytest.approx(expected, abs=1e-6)
+
+
+def test_earth_mover_is_the_best_of_all_matchings():
+    one, other = torch.rand(5, 3), torch.rand(5, 3)
+    costs = torch.cdist(one.double(), other.double()).numpy()
+    best = min(np.mean([costs[i, j] for i, j in enumerate(order)]) for order in itertools.permutations(range(5)))
+    assert earth_mover_distance(one, other) == pytest.approx(best, rel=1e-6)
+    moved = one + torch.tensor([0.3, 0.0, 0.0])
+    assert earth_mover_distance(one, moved[torch.randperm(5)]) == pytest.approx(0.3, abs=1e-6)
+    with pytest.raises(ValueError, match="2048"):
+        earth_mover_distance(one, other, points=4000)
+
+
+def test_bootstrap_intervals_cover_and_see_paired_differences():
+    """The interval of a mean is that of normal theory; a small constant difference is seen through large noise."""
+    random = np.random.default_rng(0)
+    hard = random.normal(10, 3, 200)
+    (one, other) = intervals(np.stack([hard, hard + 0.2 + random.normal(0, 0.1, 200)]), resampling(200))
+    half = 1.96 * hard.std() / np.sqrt(200)
+    assert one["high"] - one["mean"] == pytest.approx(half, rel=0.1)
+    assert one["difference"] == {"mean": 0, "low": 0, "high": 0}
+    assert other["low"] < one["high"] and 0.15 < other["difference"]["low"] < other["difference"]["high"] < 0.25
+
+
+def test_comparison_takes_common_objects_alone():
+    one = {"a/1": {"chamfer": 1.0}, "a/2": {"chamfer": 3.0}, "b/1": {"chamfer": 9.0}}
+    other = {"a/1": {"chamfer": 2.0}, "a/2": {"chamfer": 4.0}, "c/1": {"chamfer": 9.0}}
+    table = compare({"one": one, "other": other})
+    assert list(table["groups"]) == ["a", "all"] and table["groups"]["all"]["objects"] == 2
+    assert table["groups"]["all"]["metrics"]["chamfer"]["other"]["difference"]["mean"] == 1
+    with pytest.raises(UsageError, match="no object"):
+        compare({"one": {"a/1": {}}, "other": {"b/1": {}}})
+
+
+def test_runs_side_by_side(runs: list[Path], tmp_path: Path):
+    names = ",".join(map(str, runs))
+    done = drwr("evaluate", f"runs={names}", "split=test", f"output={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    table = json.loads((tmp_path / "comparison.json").read_text())
+    for run in runs:
+        result = json.loads((run / "result.json").read_text())["splits"]["test"]
+        for group, row in [*result["categories"].items(), ("all", result["overall"])]:
+            found = table["groups"][group]["metrics"]["chamfer"][run.name]
+            assert found["mean"] == pytest.approx(row["chamfer"]) and found["low"] <= found["mean"] <= found["high"]
+    assert "seed0" in (tmp_path / "comparison.txt").read_text() and "seed1" in done.stdout
+    assert ElementTree.parse(tmp_path / "comparison.svg").getroot().tag.endswith("svg")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ([], ["run=", "runs="]),
+        (["run=a", "runs=b,c"], ["run=", "runs="]),
+        (["runs=a"], ["runs=a", "two"]),
+        (["run=a", "earth_mover=9999"], ["earth_mover=9999", "2048"]),
+        (["run=a", "workers=-2"], ["workers=-2"]),
+    ],
+)
+def test_evaluate_refuses_mistakes(arguments: list[str], names: list[str]):
+    done = drwr("evaluate", *arguments)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    for name in names:
+        assert name in done.stderr
