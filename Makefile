@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all test-cluster lint docs clean
+.PHONY: help install demo test test-all test-cluster lint docs bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -44,6 +44,9 @@ docs: install  ## the documentation as a site, in build/site
 	cp -r --parents README.md CHANGELOG.md LICENSE docs launch configs shards/*.md build/docs-source
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	@echo "build/site/index.html"
+
+bench: install  ## what a training costs on this machine, phase by phase, and what to change
+	$(BIN)/python -m drwr_dist.bench config=configs/demo.yaml
 
 clean:  ## remove the environment and the caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info

@@ -7,6 +7,7 @@ VERBS = {
     "predict": "turn images into point clouds with a trained run",
     "export": "write a trained network as ONNX or torch.export",
     "tune": "sweep over categories and hyperparameters, and write down the best configurations",
+    "bench": "time the loader and the steps of a training on this machine, and say what to change",
     "launch": "check a cluster before it is used",
 }
 

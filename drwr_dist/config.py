@@ -90,7 +90,7 @@ class DataConfig:
 class LoaderConfig:
     """How samples are read and decoded."""
 
-    workers: int = 0  # loader processes per training worker; 0 reads in the training process
+    workers: str = "auto"  # loader processes per training worker, or auto: none if the cache holds all, else by cores
     prefetch: int = 4  # batches that each loader process holds ready
     cache_megabytes: int = 512  # MiB per process for decoded samples, so that later epochs decode nothing
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any, overload
 
 import cv2
@@ -74,20 +75,34 @@ def _smooth_one(mask: Tensor) -> Tensor:
     inside = mask >= INSIDE
     if not inside.any() or inside.all():
         return mask.clone()
-    distance = torch.from_numpy(_distance_to(inside.numpy()))
+    distance = torch.from_numpy(np.sqrt(squared_distances(inside.numpy())))
     return torch.where(mask == 0, (EDGE - distance / FALLOFF).to(mask.dtype), mask)
 
 
-def _distance_to(inside: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    """Return the exact Euclidean distance, in pixels, of every pixel to the nearest one that is True.
+def squared_distances(inside: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
+    """Return the exact squared distance, in pixels², of every pixel of [H, W] to the nearest one that is True.
 
     OpenCV's float32 transform is an order of magnitude faster than SciPy's. Squared distances are integers,
     so rounding its squares gives them exactly, as long as they are small enough for float32 to tell apart.
     """
     height, width = inside.shape
     if height * height + width * width > _EXACT_IN_FLOAT32:
-        return np.asarray(distance_transform_edt(~inside), dtype=np.float64)
-    outside = np.logical_not(inside).astype(np.uint8)
-    rounded = cv2.distanceTransform(outside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    squared: npt.NDArray[np.float64] = np.rint(rounded.astype(np.float64) ** 2)
-    return np.sqrt(squared)
+        squared: npt.NDArray[np.float64] = np.asarray(distance_transform_edt(~inside), dtype=np.float64) ** 2
+        return np.rint(squared).astype(np.int32)
+    outside = np.logical_not(inside).view(np.uint8)
+    rounded: npt.NDArray[np.float32] = cv2.distanceTransform(outside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    return np.rint(np.multiply(rounded, rounded, out=rounded)).astype(np.int32)
+
+
+def smooth_of_squares(squared: npt.NDArray[np.signedinteger[Any]]) -> npt.NDArray[np.float32]:
+    """Return `smooth_silhouette` of binary masks from their squared distances, of any shape; 0 is inside."""
+    table = _falloff(int(squared.shape[-2] ** 2 + squared.shape[-1] ** 2))
+    return np.take(table, squared, mode="clip")  # no index is out of range; clip is the mode without a check
+
+
+@functools.lru_cache(maxsize=4)
+def _falloff(count: int) -> npt.NDArray[np.float32]:
+    """Return the values of smooth silhouettes at squared distances 0 (inside) … count - 1."""
+    values = (EDGE - np.sqrt(np.arange(count, dtype=np.float64)) / FALLOFF).astype(np.float32)
+    values[0] = 1.0
+    return values

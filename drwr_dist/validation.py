@@ -36,7 +36,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data.background": (lambda v: 0 <= v <= 1, "between 0 (black) and 1 (white)"),
     "data.supervision_views": (lambda v: v >= 1, "at least 1"),
     "data.max_skip_fraction": (lambda v: 0 <= v <= 1, "between 0 and 1"),
-    "loader.workers": (lambda v: v >= 0, "0 or more"),
+    "loader.workers": (lambda v: re.fullmatch(r"auto|\d+", str(v)) is not None, "auto, or a number of processes"),
     "loader.prefetch": (lambda v: v >= 1, "at least 1"),
     "loader.cache_megabytes": (lambda v: v >= 0, "0 (no cache) or more"),
     "model.points": (lambda v: v >= 1, "at least 1"),

@@ -14,7 +14,7 @@ from torch import Tensor
 from drwr_dist.camera import project, world_to_camera_from_angles, world_to_camera_from_position
 from drwr_dist.config import LossConfig
 from drwr_dist.losses import count_left_out, drwr_loss, sampling
-from drwr_dist.losses.coverage import coverage, silhouette_places
+from drwr_dist.losses.coverage import _nearest_of_all, coverage, silhouette_places
 from drwr_dist.losses.repulsion import repulsion, repulsion_fourier, repulsion_plain, series
 from drwr_dist.losses.unary import unary_in_frame
 from drwr_dist.silhouette import smooth_silhouette
@@ -211,12 +211,16 @@ class TestCoverage:
         assert result.tolist() == [0, 0]
         assert (torch.autograd.grad(result.sum(), xy)[0] == 0).all()
 
-    def test_chunks_of_views_and_autocast_do_not_show(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        xy, valid, masks = torch.rand(5, 90, 2), torch.ones(5, 90, dtype=torch.bool), torch.rand(5, 32, 32)
-        together = coverage(xy, valid, masks, 60)
-        monkeypatch.setattr("drwr_dist.losses.coverage._WORKING_SET", 0)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            torch.testing.assert_close(coverage(xy, valid, masks, 60), together)
+    def test_tree_and_all_distances_agree(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """CPUs ask a tree, GPUs measure all distances, in chunks of views and unharmed by autocast."""
+        xy, valid, masks = torch.rand(5, 90, 2), torch.rand(5, 90) < 0.5, torch.rand(5, 32, 32)
+        valid[2] = False
+        by_tree = coverage(xy, valid, masks, 60)
+        monkeypatch.setattr("drwr_dist.losses.coverage._nearest", _nearest_of_all)
+        for room in (0, 2**26):
+            monkeypatch.setattr("drwr_dist.losses.coverage._WORKING_SET", room)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                torch.testing.assert_close(coverage(xy, valid, masks, 60), by_tree)
 
 
 class TestSampling:

@@ -13,7 +13,15 @@ from toy import drwr
 from drwr_dist.camera import mirrored_cameras
 from drwr_dist.config import DataConfig, LoaderConfig
 from drwr_dist.data.index import load_index
-from drwr_dist.data.stream import Batch, Example, SampleStream, SampleTable, batches, check_views
+from drwr_dist.data.stream import (
+    Batch,
+    Example,
+    SampleStream,
+    SampleTable,
+    batches,
+    check_views,
+    loader_processes,
+)
 from drwr_dist.errors import DataError, UsageError
 
 
@@ -185,5 +193,17 @@ def test_cached_samples_are_the_same_and_bounded(toy_dataset: Path):
             one, other = cold[epoch, sample], warm[epoch, sample]
             assert isinstance(one, Example) and isinstance(other, Example)
             assert torch.equal(one.image, other.image) and torch.equal(one.smooth, other.smooth)
-    kept = sum(sample.images.nbytes + sample.masks.nbytes for sample in warm.cache.values())
+    kept = sum(
+        sample.pixels.nbytes + sample.masks.nbytes + sum(square.nbytes for square in sample.squares.values())
+        for sample in warm.cache.values()
+    )
     assert not cold.cache and 0 < kept <= 2**20
+
+
+def test_automatic_loader_processes(toy_dataset: Path):
+    """None where the cache holds everything; else the cores that training leaves."""
+    table = SampleTable.select(load_index(str(toy_dataset)), "train")
+    assert loader_processes(LoaderConfig(), table, cores=8) == 0
+    small = LoaderConfig(cache_megabytes=1)
+    assert [loader_processes(small, table, cores) for cores in (1, 2, 16)] == [0, 1, 4]
+    assert loader_processes(LoaderConfig(workers="3"), table, cores=1) == 3

@@ -9,6 +9,7 @@ which decides with all other ranks what happens.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,9 +24,12 @@ from drwr_dist.camera import mirrored_cameras
 from drwr_dist.config import DataConfig, LoaderConfig
 from drwr_dist.data.index import DatasetIndex, load_index, read_sample
 from drwr_dist.data.plan import Plan, rank_slice
-from drwr_dist.data.sample import ObjectSample, composite, decode_sample, split_members
+from drwr_dist.data.sample import ObjectSample, composite_planes, decode_sample, split_members
 from drwr_dist.errors import DataError, UsageError
-from drwr_dist.silhouette import binarize, smooth_silhouette
+from drwr_dist.silhouette import binarize, smooth_of_squares, smooth_silhouette, squared_distances
+
+_BYTES_PER_PIXEL = 3 + 1 + 2  # of a decoded view: colours, alpha, squared distance
+_MOST_PROCESSES = 4  # that loader.workers=auto starts
 
 
 @dataclass(frozen=True)
@@ -156,7 +160,7 @@ class SampleStream(Dataset[Example | Failure]):
         self.view_images = view_images
         self.plan = plan
         self.config = config
-        self.cache: dict[int, ObjectSample] = {}
+        self.cache: dict[int, _Decoded] = {}
         self.cache_room = cache_megabytes * 2**20
 
     def __getitem__(self, place: tuple[int, int]) -> Example | Failure:
@@ -176,46 +180,85 @@ class SampleStream(Dataset[Example | Failure]):
 
     def _example(self, epoch: int, sample: int) -> Example:
         decoded = self._decoded(sample)
-        input_view, supervision = self.views_of(epoch, sample, len(decoded.images))
-        image = composite(decoded.images[input_view], decoded.masks[input_view], self.config.background)
-        alpha = torch.from_numpy(decoded.masks[supervision].astype(np.float32) / 255.0)
-        masks = binarize(alpha) if self.config.binarize else alpha
-        pixels, cameras = as_tensor(image), torch.from_numpy(decoded.world_to_camera[supervision])
-        seen = self._seen(decoded, supervision)
+        input_view, supervision = self.views_of(epoch, sample, len(decoded.pixels))
+        masks, smooth = self._silhouettes(decoded, supervision)
+        pixels = as_float(torch.from_numpy(decoded.pixels[input_view]))
+        cameras = torch.from_numpy(decoded.world_to_camera[supervision])
+        seen = as_float(torch.from_numpy(decoded.pixels[supervision])) if self.view_images else None
         if self.config.mirror and self.plan.mirrored(sample, epoch):
-            pixels, masks, cameras = pixels.flip(-1), masks.flip(-1), mirrored_cameras(cameras)
+            pixels, masks, smooth = pixels.flip(-1), masks.flip(-1), smooth.flip(-1)
+            cameras = mirrored_cameras(cameras)
             seen = None if seen is None else seen.flip(-1)
         return Example(
             key=decoded.key,
             image=pixels,
             masks=masks,
-            smooth=smooth_silhouette(masks),
+            smooth=smooth,
             world_to_camera=cameras,
             focal_length=torch.from_numpy(decoded.focal_length[supervision]),
             view_images=seen,
         )
 
-    def _seen(self, decoded: ObjectSample, views: list[int]) -> Tensor | None:
-        if not self.view_images:
-            return None
-        images = composite(decoded.images[views], decoded.masks[views], self.config.background)
-        return torch.stack([as_tensor(image) for image in images])
+    def _silhouettes(self, decoded: _Decoded, views: list[int]) -> tuple[Tensor, Tensor]:
+        """Return masks and smooth silhouettes [V, H, W]."""
+        if self.config.binarize:
+            squared = np.stack([decoded.squared(view) for view in views])
+            return torch.from_numpy((squared == 0).astype(np.float32)), torch.from_numpy(smooth_of_squares(squared))
+        masks = torch.from_numpy(decoded.masks[views].astype(np.float32) / 255.0)
+        return masks, smooth_silhouette(masks)
 
-    def _decoded(self, sample: int) -> ObjectSample:
+    def _decoded(self, sample: int) -> _Decoded:
         # All views are decoded, not only the chosen ones: other epochs choose other views.
         if sample in self.cache:
             return self.cache[sample]
-        decoded = self.table.read(sample)
-        size = decoded.images.nbytes + decoded.masks.nbytes
-        if size <= self.cache_room:
+        decoded = _Decoded.of(self.table.read(sample), self.config.background)
+        if decoded.bytes <= self.cache_room:
             self.cache[sample] = decoded
-            self.cache_room -= size
+            self.cache_room -= decoded.bytes
         return decoded
+
+
+@dataclass
+class _Decoded:
+    """What is kept of an object: nothing that an epoch would have to compute again."""
+
+    key: str
+    pixels: NDArray[np.uint8]  # [V, 3, H, W], on the background
+    masks: NDArray[np.uint8]  # [V, H, W], alpha
+    world_to_camera: NDArray[np.float64]  # [V, 4, 4]
+    focal_length: NDArray[np.float64]  # [V]
+    squares: dict[int, NDArray[np.signedinteger[Any]]] = field(default_factory=dict)  # view -> [H, W]
+
+    @classmethod
+    def of(cls, sample: ObjectSample, background: float) -> _Decoded:
+        pixels = composite_planes(sample.images, sample.masks, background)
+        return cls(sample.key, pixels, sample.masks, sample.world_to_camera, sample.focal_length)
+
+    @property
+    def _square_type(self) -> type[np.signedinteger[Any]]:
+        side = self.masks.shape[-1]
+        return np.int16 if 2 * side * side <= np.iinfo(np.int16).max else np.int32
+
+    @property
+    def bytes(self) -> int:
+        """How much memory it takes, with the distances of all views."""
+        return self.pixels.nbytes + self.masks.nbytes * (1 + np.dtype(self._square_type).itemsize)
+
+    def squared(self, view: int) -> NDArray[np.signedinteger[Any]]:
+        """Return squared distances [H, W] to the binary silhouette of a view: 0 inside."""
+        if view not in self.squares:
+            self.squares[view] = squared_distances(binarize(self.masks[view]) > 0).astype(self._square_type)
+        return self.squares[view]
 
 
 def as_tensor(image: NDArray[np.uint8]) -> Tensor:
     """Turn a uint8 [H, W, 3] image into the float32 [3, H, W] in [0, 1] that the network takes."""
-    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))).to(torch.float32) / 255.0
+    return as_float(torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))))
+
+
+def as_float(pixels: Tensor) -> Tensor:
+    """Turn uint8 pixels into float32 in [0, 1]."""
+    return pixels.to(torch.float32) / 255.0
 
 
 class _RankSampler(Sampler[list[tuple[int, int]]]):
@@ -274,6 +317,27 @@ class _Collate:
         )
 
 
+def loader_processes(loader: LoaderConfig, table: SampleTable, cores: int | None = None) -> int:
+    """Return how many processes read for one training worker.
+
+    `auto`: none where the cache of the training process holds all objects decoded, as each process has a cache of its
+    own and would decode them again; else one for each core of the worker beyond the first, at most 4.
+
+    Args:
+        loader: its key workers.
+        table: the samples.
+        cores: of this training worker; None: those of the machine over the workers on it.
+    """
+    if str(loader.workers) != "auto":
+        return int(loader.workers)
+    pixels = table.index.views * table.index.image_size**2
+    if len(table.keys) * pixels * _BYTES_PER_PIXEL <= loader.cache_megabytes * 2**20:
+        return 0
+    if cores is None:
+        cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(0, min(_MOST_PROCESSES, cores - 1))
+
+
 def batches(
     table: SampleTable,
     plan: Plan,
@@ -292,14 +356,15 @@ def batches(
     """
     stream = SampleStream(table, plan, data, loader.cache_megabytes, view_images)
     processes: dict[str, Any] = {}
-    if loader.workers:
+    workers = loader_processes(loader, table)
+    if workers:
         # Not fork: Ray's and gloo's threads do not survive it.
         processes = {"multiprocessing_context": "forkserver", "prefetch_factor": loader.prefetch, "timeout": 600}
     yield from DataLoader(
         stream,
         batch_sampler=_RankSampler(plan, rank, world_size, start, stop),
         collate_fn=_Collate(table.index.image_size, data.supervision_views, view_images),
-        num_workers=loader.workers,
+        num_workers=workers,
         **processes,
     )
 

@@ -25,7 +25,7 @@ from drwr_dist.config import TrainConfig
 from drwr_dist.data.index import load_index
 from drwr_dist.data.remote import join
 from drwr_dist.data.stream import Batch, SampleTable, batches
-from drwr_dist.engine import checkpoint, schedule
+from drwr_dist.engine import checkpoint, layout, schedule
 from drwr_dist.engine.agreement import Tally, agree, count_together, fail_together, gather_rows, share
 from drwr_dist.engine.board import Courier
 from drwr_dist.engine.initial_weights import initial_weights
@@ -63,7 +63,8 @@ class Worker:
             self.held_out = SampleTable.select(index, SPLIT, config.data.categories)
 
         torch.manual_seed(config.seed)
-        self.model = build_network(config, index.image_size).to(self.device, self.dtype)
+        self.model = build_network(config, index.image_size)
+        layout.arrange(self.model, self.device, self.dtype)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=0.0, weight_decay=config.optimizer.weight_decay, fused=True
         )
@@ -144,7 +145,7 @@ class Worker:
             return 0
         state = checkpoint.state_of(content)
         self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        layout.load_optimizer(self.optimizer, state["optimizer"])
         torch.set_rng_state(state["random"])
         self.skips = Counter(state.get("skips", {}))
         return int(step)

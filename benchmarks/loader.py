@@ -1,0 +1,78 @@
+"""Views that one core reads and prepares per second: from the shards, and from the cache of decoded objects.
+
+    python benchmarks/loader.py                     # a table, and benchmarks/results/loader-<date>.json
+    python benchmarks/loader.py --data DIR --rounds 3 --output none
+
+A view is an image on its background, a binary mask and a smooth silhouette, each float32. `every view` takes all
+views of an object as training would take its own, `a training step` one input image and 4 judging views an object,
+counted by these. Rates are views per CPU second of one process with one thread, medians over rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
+
+import cv2
+import torch
+from measuring import ROOT, provenance, save, summary
+
+from drwr_dist.config import DataConfig
+from drwr_dist.data.index import load_index
+from drwr_dist.data.stream import Example, SampleStream, SampleTable
+
+
+def passes(data: str, objects: int, everything: bool) -> Callable[[], tuple[int, float, float]]:
+    """Return a function that reads the objects twice: views, CPU seconds of the first and of the second pass."""
+    table = SampleTable.select(load_index(data), "train")
+    numbers = range(min(objects, len(table.keys)))
+    config = DataConfig(path=data, supervision_views=table.index.views if everything else 4)
+
+    def run() -> tuple[int, float, float]:
+        stream = SampleStream(table, table.plan(0, 8), config, cache_megabytes=2048, view_images=everything)
+        taken, views = [], 0
+        for _ in range(2):
+            start, views = time.process_time(), 0
+            for number in numbers:
+                example = stream[0, number]
+                assert isinstance(example, Example)
+                views += len(example.masks)
+            taken.append(time.process_time() - start)
+        return views, taken[0], taken[1]
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default=str(ROOT / "shards" / "demo"))
+    parser.add_argument("--objects", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--output", default="", help="JSON to write; none: nothing")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
+    cases = {
+        "every view": passes(options.data, options.objects, True),
+        "a training step": passes(options.data, options.objects, False),
+    }
+    rates: dict[str, list[float]] = {}
+    for turn in range(options.rounds + 1):
+        for name, run in cases.items():
+            views, first, second = run()
+            if turn:
+                rates.setdefault(f"{name}, first read", []).append(views / first)
+                rates.setdefault(f"{name}, from the cache", []).append(views / second)
+    results: dict[str, Any] = {name: summary(values) for name, values in rates.items()}
+    for name, row in results.items():
+        print(f"{name:34} {row['median']:9.0f} views per CPU second  ({row['lowest']} … {row['highest']})")
+    save("loader", {"about": provenance(), "views per CPU second": results}, options.output)
+
+
+if __name__ == "__main__":
+    main()
