@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,11 +19,11 @@ from drwr_dist.data.stream import SampleTable, check_views
 from drwr_dist.engine import checkpoint, driver
 from drwr_dist.engine.initial_weights import TF_PREFIX, initial_weights
 from drwr_dist.engine.validation import SPLIT
-from drwr_dist.errors import UsageError
+from drwr_dist.errors import TrainingError, UsageError
 from drwr_dist.evaluate import PREDICTIONS, EvaluateOptions, evaluate_run
 from drwr_dist.gallery import GALLERY, write_gallery
 from drwr_dist.model import HALVINGS
-from drwr_dist.monitor import TENSORBOARD, write_hparams
+from drwr_dist.monitor import METRICS, TENSORBOARD, write_hparams
 from drwr_dist.report import REPORT
 from drwr_dist.results import RESULT_TEXT, print_table
 from drwr_dist.run import CONFIG, RESULT, is_learnt, load_result, load_run, refuse_changes, remove, save_config
@@ -50,10 +51,15 @@ def main(arguments: Sequence[str]) -> int:
             show(storage.address, config, block, console)
             return 0
         describe(config, table, console)
-        with driver.ray_session(config.cluster, workers_range(config.workers)[1]):
-            outcome = driver.train(config, console)
+        try:
+            with driver.ray_session(config.cluster, workers_range(config.workers)[1]):
+                outcome = driver.train(config, console)
+        except TrainingError:
+            tell_what_is_left(storage, config, arguments, console)
+            raise
         if outcome["outcome"] == "interrupted":
             console.print(f"interrupted after step {outcome['step']}; the same command continues from there")
+            tell_what_is_left(storage, config, arguments, console)
             return INTERRUPTED
         if outcome["skipped"]:
             counts = ", ".join(f"{shard}: {count}" for shard, count in sorted(outcome["skips"].items()))
@@ -61,6 +67,20 @@ def main(arguments: Sequence[str]) -> int:
             console.print(line, highlight=False, soft_wrap=True)
         show(storage.address, config, finish(storage, config, console), console)
     return 0
+
+
+def tell_what_is_left(storage: Storage, config: TrainConfig, arguments: Sequence[str], console: Console) -> None:
+    """Say what a run that ended early has saved, and how to go on; the line about the error itself follows."""
+    saved = checkpoint.names(storage.address)
+    if saved:
+        step = max(map(checkpoint.step_of, saved))
+        place = f"{storage.address}/{checkpoint.FOLDER}/{checkpoint.name_of(step)}"
+        lines = [f"saved:        {step} of {config.steps} steps in {place}, the history in {METRICS}"]
+    else:
+        lines = [f"saved:        no checkpoint yet (checkpoint.every={config.checkpoint.every}); training starts anew"]
+    again = [argument for argument in arguments if argument not in ("overwrite=true", "overwrite=True")]
+    lines += [f"to go on:     {shlex.join([Path(sys.executable).name, '-m', 'drwr_dist.train', *again])}"]
+    console.print("\n".join(lines), highlight=False, soft_wrap=True)
 
 
 def resolve_paths(config: TrainConfig) -> TrainConfig:

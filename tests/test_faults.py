@@ -69,6 +69,8 @@ def test_a_loss_that_is_not_finite_on_one_rank_ends_all_at_the_same_step(toy_dat
     )
     assert found and int(found[1]) == step and found[3] == key, done.stderr
     assert done.stderr.count("not finite") == 1, "the other rank has nothing to report"
+    assert "no checkpoint yet" in done.stdout and "to go on:" in done.stdout  # what is left, and the command
+    assert "-m drwr_dist.train" in done.stdout.splitlines()[-1] and "name=nan" in done.stdout.splitlines()[-1]
     history = tmp_path / "nan" / "metrics.jsonl"
     assert not history.exists() or all(row["step"] <= step for row in rows(tmp_path / "nan"))
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import re
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from browser import chromium, wait
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
@@ -127,3 +131,64 @@ def test_purged_steps_do_not_come_back(tmp_path: Path):
     assert [(event.step, event.value) for event in events.Scalars("loss/total")] == [
         (1, 0), (2, 0), (3, 0), (4, 3), (5, 3), (6, 5), (7, 5), (8, 5), (9, 5),
     ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_tensorboard_draws_it_in_a_browser(restarted: Path, tmp_path: Path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    program = Path(sys.executable).with_name("tensorboard")
+    arguments = [program, "--logdir", restarted / "tensorboard", "--port", str(port), "--host", "127.0.0.1"]
+    with (tmp_path / "log").open("w") as log, chromium(1400, 1000) as window:
+        server = subprocess.Popen(arguments, stdout=log, stderr=log)
+        try:
+            for page, words in PAGES.items():
+                _open(window, f"http://127.0.0.1:{port}/#{page}")
+                for word in words:
+                    wait(window, _anywhere(word), 60)
+            _open(window, f"http://127.0.0.1:{port}/#mesh")
+            wait(window, _canvases(), 60)
+            wait(window, "new Promise(done => setTimeout(() => done(true), 3000))")
+            with Image.open(io.BytesIO(window.get_screenshot_as_png())) as screen:
+                pixels = np.asarray(screen.convert("RGB")).astype(int)[180:, 380:]
+            coloured = (np.ptp(pixels, axis=-1) > 40).sum()  # points of ground truth, neither grey nor white
+            assert coloured > 300
+        finally:
+            server.terminate()
+            server.wait(20)
+
+
+PAGES = {
+    "images": ["pictures/coverage", "pictures/projections"],
+    "custom_scalars": list(LAYOUT),
+    "hparams": ["final/test/chamfer"],
+    "text": ["config/text_summary"],
+}
+
+
+def _open(window, address: str) -> None:
+    for _ in range(40):
+        try:
+            window.get("about:blank")
+            window.get(address)
+            return
+        except Exception:
+            wait(window, "new Promise(done => setTimeout(() => done(true), 500))")
+    raise AssertionError(f"{address} does not answer")
+
+
+def _anywhere(word: str) -> str:
+    """JavaScript that looks for a word in the page and in the shadow roots of TensorBoard's components."""
+    return (
+        "(function find(root) { return [...root.querySelectorAll('*')].some("
+        "each => (each.shadowRoot && find(each.shadowRoot)) || [...each.childNodes].some("
+        f"node => node.nodeType === 3 && node.data.includes({word!r}))); }})(document)"
+    )
+
+
+def _canvases() -> str:
+    return (
+        "(function find(root) { return [...root.querySelectorAll('*')].some("
+        "each => each.tagName === 'CANVAS' || (each.shadowRoot && find(each.shadowRoot))); })(document)"
+    )
