@@ -16,7 +16,8 @@ from drwr_dist.cli import load_options, run_verb
 from drwr_dist.data.index import DatasetIndex, load_index
 from drwr_dist.data.inspection import print_summary, write_page, write_sheet
 from drwr_dist.data.journal import input_fingerprint
-from drwr_dist.data.sample import COMPRESSIONS, MAX_SIDE
+from drwr_dist.data.png import MAX_SIDE
+from drwr_dist.data.sample import COMPRESSIONS
 from drwr_dist.data.verify import verify_dataset
 from drwr_dist.data.writer import EncodedSample, ShardLimits, open_journal, write_dataset
 from drwr_dist.errors import DataError, UsageError

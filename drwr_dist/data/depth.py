@@ -13,7 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from drwr_dist.data.sample import ObjectSample, png_fault
+from drwr_dist.data.png import png_fault
+from drwr_dist.data.sample import ObjectSample
 
 STEP_KEY = "depth_step"
 _LEVELS = 65535

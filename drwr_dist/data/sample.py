@@ -12,16 +12,15 @@ import json
 import math
 import re
 import tarfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import cv2
 import numpy as np
-from kornia_rs.io import decode_image_png_u8
 from numpy.typing import NDArray
 
+from drwr_dist.data.png import decode_png, png_fault
 from drwr_dist.errors import DataError
 
 FOREGROUND = 153  # a pixel belongs to the object where its alpha is at least 153 of 255, as in the released records
@@ -29,8 +28,6 @@ COMPRESSIONS = {  # of the stored images; fixed ones, so that the same pixels gi
     "small": (cv2.IMWRITE_PNG_COMPRESSION, 9, cv2.IMWRITE_PNG_STRATEGY, cv2.IMWRITE_PNG_STRATEGY_DEFAULT),
     "quick": (cv2.IMWRITE_PNG_COMPRESSION, 6, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE),  # for renders
 }
-MAX_SIDE = 4096  # pixels; a larger image is refused before it is decoded
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _VIEW_MEMBER = re.compile(r"(\d+)\.(image|mask)\.png")
 
 
@@ -355,7 +352,7 @@ class _MemberReader:
         data = self._bytes(member)
         if reason := png_fault(data, channels):
             raise self._fail(member, reason)
-        array = _decode_png(data, channels)
+        array = decode_png(data, channels)
         if array is None:
             raise self._fail(member, "damaged: the PNG can't be decoded")
         return array
@@ -389,54 +386,3 @@ def _check_npy_size(data: bytes) -> None:
     shape, _, dtype = read(file)
     if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
         raise ValueError(f"shape {shape} of {dtype} doesn't fit {len(data)} bytes")
-
-
-def _decode_png(data: bytes, channels: int) -> NDArray[np.uint8] | None:
-    """Decode a PNG that `png_fault` has passed: [H, H, 3] RGB or [H, H] grey, or None where it can't be."""
-    if data[28]:  # interlaced: kornia_rs is several times as fast, but does not read these
-        array = cv2.imdecode(
-            np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR if channels == 3 else cv2.IMREAD_GRAYSCALE
-        )
-        return None if array is None else np.ascontiguousarray(array[..., ::-1] if channels == 3 else array)
-    side = int.from_bytes(data[16:20])
-    try:
-        pixels = decode_image_png_u8(data, (side, side), "rgb" if channels == 3 else "mono")
-    except Exception:  # the binding raises nothing more specific
-        return None
-    return np.asarray(pixels if channels == 3 else pixels[..., 0], dtype=np.uint8)
-
-
-def png_fault(data: bytes, channels: int, bits: int = 8) -> str | None:
-    """Say what is wrong with a square PNG without decoding it, or return None; checks every chunk's CRC.
-
-    Args:
-        data: the whole file.
-        channels: 3 for RGB, 1 for grey.
-        bits: per channel.
-    """
-    if not data.startswith(_PNG_SIGNATURE):
-        return "not a PNG"
-    if data[12:16] != b"IHDR" or len(data) < 33:
-        return "damaged: the PNG has no header chunk"
-    width, height = int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
-    depth, colour = data[24], data[25]
-    if width != height or not 0 < width <= MAX_SIDE:
-        return f"wrong size: {width} × {height} pixels; it must be square, at most {MAX_SIDE}"
-    if (depth, colour) != (bits, 2 if channels == 3 else 0):
-        kind = f"{'an 8' if bits == 8 else 'a 16'}-bit {'RGB' if channels == 3 else 'grey'}"
-        return f"not {kind} PNG (bit depth {depth}, colour type {colour})"
-    return _chunk_fault(data)
-
-
-def _chunk_fault(data: bytes) -> str | None:
-    position = len(_PNG_SIGNATURE)
-    while position + 12 <= len(data):
-        length = int.from_bytes(data[position : position + 4])
-        body = position + 4
-        end = body + 4 + length
-        if end + 4 > len(data) or zlib.crc32(data[body:end]) != int.from_bytes(data[end : end + 4]):
-            return f"damaged: the PNG's data don't match their checksum at byte {position}"
-        if data[body : body + 4] == b"IEND":
-            return None
-        position = end + 4
-    return "damaged: the PNG is cut short"

@@ -22,11 +22,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from drwr_dist.camera import mirrored_cameras
 from drwr_dist.config import DataConfig, LoaderConfig
+from drwr_dist.data.decoded import Decoded
 from drwr_dist.data.index import DatasetIndex, load_index, read_sample
 from drwr_dist.data.plan import Plan, rank_slice
-from drwr_dist.data.sample import ObjectSample, composite_planes, decode_sample, split_members
+from drwr_dist.data.sample import ObjectSample, decode_sample, split_members
 from drwr_dist.errors import DataError, UsageError
-from drwr_dist.silhouette import binarize, smooth_of_squares, smooth_silhouette, squared_distances
+from drwr_dist.silhouette import smooth_of_squares, smooth_silhouette
 
 _BYTES_PER_PIXEL = 3 + 1 + 2  # of a decoded view: colours, alpha, squared distance
 _MOST_PROCESSES = 4  # that loader.workers=auto starts
@@ -160,7 +161,7 @@ class SampleStream(Dataset[Example | Failure]):
         self.view_images = view_images
         self.plan = plan
         self.config = config
-        self.cache: dict[int, _Decoded] = {}
+        self.cache: dict[int, Decoded] = {}
         self.cache_room = cache_megabytes * 2**20
 
     def __getitem__(self, place: tuple[int, int]) -> Example | Failure:
@@ -199,7 +200,7 @@ class SampleStream(Dataset[Example | Failure]):
             view_images=seen,
         )
 
-    def _silhouettes(self, decoded: _Decoded, views: list[int]) -> tuple[Tensor, Tensor]:
+    def _silhouettes(self, decoded: Decoded, views: list[int]) -> tuple[Tensor, Tensor]:
         """Return masks and smooth silhouettes [V, H, W]."""
         if self.config.binarize:
             squared = np.stack([decoded.squared(view) for view in views])
@@ -207,48 +208,15 @@ class SampleStream(Dataset[Example | Failure]):
         masks = torch.from_numpy(decoded.masks[views].astype(np.float32) / 255.0)
         return masks, smooth_silhouette(masks)
 
-    def _decoded(self, sample: int) -> _Decoded:
+    def _decoded(self, sample: int) -> Decoded:
         # All views are decoded, not only the chosen ones: other epochs choose other views.
         if sample in self.cache:
             return self.cache[sample]
-        decoded = _Decoded.of(self.table.read(sample), self.config.background)
+        decoded = Decoded.of(self.table.read(sample), self.config.background)
         if decoded.bytes <= self.cache_room:
             self.cache[sample] = decoded
             self.cache_room -= decoded.bytes
         return decoded
-
-
-@dataclass
-class _Decoded:
-    """What is kept of an object: nothing that an epoch would have to compute again."""
-
-    key: str
-    pixels: NDArray[np.uint8]  # [V, 3, H, W], on the background
-    masks: NDArray[np.uint8]  # [V, H, W], alpha
-    world_to_camera: NDArray[np.float64]  # [V, 4, 4]
-    focal_length: NDArray[np.float64]  # [V]
-    squares: dict[int, NDArray[np.signedinteger[Any]]] = field(default_factory=dict)  # view -> [H, W]
-
-    @classmethod
-    def of(cls, sample: ObjectSample, background: float) -> _Decoded:
-        pixels = composite_planes(sample.images, sample.masks, background)
-        return cls(sample.key, pixels, sample.masks, sample.world_to_camera, sample.focal_length)
-
-    @property
-    def _square_type(self) -> type[np.signedinteger[Any]]:
-        side = self.masks.shape[-1]
-        return np.int16 if 2 * side * side <= np.iinfo(np.int16).max else np.int32
-
-    @property
-    def bytes(self) -> int:
-        """How much memory it takes, with the distances of all views."""
-        return self.pixels.nbytes + self.masks.nbytes * (1 + np.dtype(self._square_type).itemsize)
-
-    def squared(self, view: int) -> NDArray[np.signedinteger[Any]]:
-        """Return squared distances [H, W] to the binary silhouette of a view: 0 inside."""
-        if view not in self.squares:
-            self.squares[view] = squared_distances(binarize(self.masks[view]) > 0).astype(self._square_type)
-        return self.squares[view]
 
 
 def as_tensor(image: NDArray[np.uint8]) -> Tensor:

@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drwr_dist.data.index import SPLITS
-from drwr_dist.data.sample import MAX_SIDE, ObjectSample
+from drwr_dist.data.png import MAX_SIDE
+from drwr_dist.data.sample import ObjectSample
 from drwr_dist.data.writer import EncodedSample
 from drwr_dist.errors import DataError, UsageError
 from drwr_dist.pool import run_ordered
