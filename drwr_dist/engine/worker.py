@@ -26,12 +26,13 @@ from drwr_dist.data.index import load_index
 from drwr_dist.data.remote import join
 from drwr_dist.data.stream import Batch, SampleTable, batches
 from drwr_dist.engine import checkpoint, layout, schedule
-from drwr_dist.engine.agreement import Tally, agree, count_together, fail_together, gather_rows, share
+from drwr_dist.engine.agreement import Tally, agree, fail_together, gather_rows, share
 from drwr_dist.engine.board import Courier
 from drwr_dist.engine.initial_weights import initial_weights
 from drwr_dist.engine.objective import not_finite_keys, objective
 from drwr_dist.engine.pictures import Pictures
 from drwr_dist.engine.predictor import AS_IT_IS, frames, predictor
+from drwr_dist.engine.skips import add_skips, limit_skips
 from drwr_dist.engine.stragglers import Stragglers
 from drwr_dist.engine.timing import StepTimer, memory
 from drwr_dist.engine.uploads import Uploads
@@ -260,30 +261,14 @@ class Worker:
                 else None
             )
         if total.skipped:
-            self._count_skips(step, batch)
+            add_skips(self.skips, batch, step, self.courier.notice if self.courier else lambda line: None)
+            limit_skips(self.skips, self.config, self.plan.samples, step)
         return total
 
     @property
     def skipped(self) -> int:
         """How many samples were skipped so far."""
         return self.skips.total()
-
-    def _count_skips(self, step: int, batch: Batch) -> None:
-        news = count_together(failure.shard for failure in batch.failures)
-        for shard in sorted(set(news) - set(self.skips)):
-            if self.courier:
-                self.courier.notice(f"step {step}: skipping samples of {shard} that can't be used")
-        self.skips += news
-        self._limit_skips(step)
-
-    def _limit_skips(self, step: int) -> None:
-        seen = min(step + 1, self.config.steps) * self.config.global_batch
-        allowed = max(self.config.data.max_skip_fraction * seen, self.config.data.max_skip_fraction * self.plan.samples)
-        if self.skipped > allowed:
-            raise TrainingError(
-                f"step {step}: {self.skipped} samples were skipped, more than data.max_skip_fraction="
-                f"{self.config.data.max_skip_fraction} allows; run `shards verify data={self.config.data.path}`"
-            )
 
     def update(self, step: int) -> float:
         """Clip the gradient, set the learning rate, step the optimizer; return the gradient's norm."""
