@@ -64,14 +64,16 @@ def write_result(run: Path, split: str, step: int, block: dict[str, Any]) -> Non
     """Put one split's results beside those of other splits in result.json, and make result.txt anew."""
     result = load_result(run)
     if result.get("step") != step:
-        result = {"step": step, "definitions": DEFINITIONS, "splits": {}}
+        result = {"step": step, "definitions": {}, "splits": {}}
     result["splits"][split] = block
+    measured = {name for content in result["splits"].values() for name in content["overall"]}
+    result["definitions"] = {name: entry for name, entry in DEFINITIONS.items() if name in measured}
     _replace(run / RESULT, json.dumps(result, indent=1) + "\n")
     text = io.StringIO()
     for name, content in result["splits"].items():
         print_table(Console(file=text, width=150), name, content)
     text.write(released_lines(result))
-    notes = [f"{name}: {entry['definition']} ({entry['unit']})" for name, entry in DEFINITIONS.items()]
+    notes = [f"{name}: {entry['definition']} ({entry['unit']})" for name, entry in result["definitions"].items()]
     _replace(run / RESULT_TEXT, text.getvalue() + "\n" + "\n".join(notes) + "\n")
 
 

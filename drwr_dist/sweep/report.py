@@ -117,7 +117,9 @@ def parallel_coordinates(
     numbers = [categories.index(trial.category) for trial in own]
     axes = [{"label": "category", "values": numbers, "tickvals": list(range(len(categories))), "ticktext": categories}]
     axes += [_axis(parameter, [trial.parameters[key] for trial in own]) for key, parameter in space.items()]
-    axes.append({"label": metric, "values": [trial.last["value"] for trial in own if trial.last]})
+    values = [trial.last["value"] for trial in own if trial.last]
+    logarithmic = _scale(metric) == "log" and min(values) > 0
+    axes.append(_log_axis(metric, values, min(values), max(values)) if logarithmic else _linear_axis(metric, values))
     line = {"color": [rank for rank, _ in placed], "colorscale": "RdYlBu_r", "showscale": True, "cmin": 1}
     figure = go.Figure(go.Parcoords(line=line, dimensions=axes))
     return figure.update_layout(height=460, margin={"l": 80, "r": 60, "t": 60, "b": 30})
@@ -132,14 +134,27 @@ def _axis(parameter: Parameter, values: list[Any]) -> dict[str, Any]:
         numbers = [places.index(value) for value in values]
         return {"label": label, "values": numbers, "tickvals": list(range(len(texts))), "ticktext": texts}
     if not parameter.log:
-        return {"label": label, "values": values}
-    ticks = np.geomspace(parameter.low, parameter.high, 5)
+        return _linear_axis(label, values)
+    return _log_axis(label, values, parameter.low, parameter.high)
+
+
+def _linear_axis(label: str, values: list[float]) -> dict[str, Any]:
+    return {"label": label, "values": values}
+
+
+def _log_axis(label: str, values: list[float], low: float, high: float) -> dict[str, Any]:
+    ticks = np.geomspace(low, high, 5)
     return {
         "label": label,
         "values": [math.log10(value) for value in values],
         "tickvals": [math.log10(tick) for tick in ticks],
         "ticktext": [as_text(float(tick)) for tick in ticks],
     }
+
+
+def _scale(metric: str) -> str:
+    """Return the kind of axis: one trial that diverged must not flatten all other distances."""
+    return "log" if metric == "chamfer" else "linear"
 
 
 def curves(trials: Sequence[Trial], metric: str) -> Any:
@@ -164,7 +179,9 @@ def curves(trials: Sequence[Trial], metric: str) -> Any:
             line={"color": colours[number % len(colours)], "width": 3 if trial.candidate == 0 else 1},
             hovertext=f"{trial.id} ({trial.state}): {describe(trial)}",
         )
-    return figure.update_layout(height=420, xaxis_title="step", yaxis_title=metric, margin={"t": 20})
+    return figure.update_layout(
+        height=420, xaxis_title="step", yaxis_title=metric, yaxis_type=_scale(metric), margin={"t": 20}
+    )
 
 
 def trade_off(trials: Sequence[Trial], categories: Sequence[str], metric: str) -> Any:
@@ -186,7 +203,9 @@ def trade_off(trials: Sequence[Trial], categories: Sequence[str], metric: str) -
                 line={"color": colour},
                 hovertext=[f"{trial.id}: {describe(trial)}" for trial in points],
             )
-    return figure.update_layout(height=420, xaxis_title="seconds", yaxis_title=metric, margin={"t": 20})
+    return figure.update_layout(
+        height=420, xaxis_title="seconds", yaxis_title=metric, yaxis_type=_scale(metric), margin={"t": 20}
+    )
 
 
 def importance_bars(
