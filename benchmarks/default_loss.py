@@ -22,15 +22,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.console import Console
 
 from drwr_dist.cli import load_options
 from drwr_dist.config import TrainConfig
 from drwr_dist.data.index import load_index
 from drwr_dist.data.stream import SampleTable, batches
 from drwr_dist.engine import schedule
-from drwr_dist.evaluate import mean_shapes, measure, network_predictor
+from drwr_dist.evaluate import mean_shapes
 from drwr_dist.losses import drwr_loss
+from drwr_dist.measuring import constant, measure_here, network_predictor
 from drwr_dist.model import build_model
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -130,7 +130,7 @@ def train(model: torch.nn.Module, samples: SampleTable, config: TrainConfig, tit
 def score(predictor: Any, split: str, config: TrainConfig) -> dict[str, dict[str, float]]:
     """Return {category: Chamfer ×100 and its two directions} of a predictor on a split."""
     samples = SampleTable.select(load_index(config.data.path), split)
-    block = measure(predictor, samples, config, None, split, Console(quiet=True))
+    block = measure_here(predictor, samples, config.data.background)
     names = ("objects", "chamfer", "chamfer_predicted_to_target", "chamfer_target_to_predicted")
     return {category: {name: round(row[name], 3) for name in names} for category, row in block["categories"].items()}
 
@@ -145,7 +145,7 @@ def references() -> None:
     shapes = mean_shapes(SampleTable.select(index, "test"), config.model.points, config.seed)
     torch.manual_seed(config.seed)
     untrained = network_predictor(build_model(config.model, index.image_size), torch.device("cpu"))
-    predictors = {"untrained": untrained, "mean shape": lambda images, category: shapes[category][None]}
+    predictors = {"untrained": untrained, "mean shape": constant(shapes)}
     write(path, {name: {split: score(p, split, config) for split in SPLITS} for name, p in predictors.items()})
 
 

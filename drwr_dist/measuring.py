@@ -98,6 +98,21 @@ def measure(
     return summarise(objects, table.index.views)
 
 
+def measure_here(predictor: Predictor, table: SampleTable, background: float = 1.0) -> dict[str, Any]:
+    """Run any predictor on every object and view of `table` in this process, without a run on disk; as `measure`.
+
+    Args:
+        predictor: images of one object [V, 3, H, W], and its category, to points [V, N, 3], object frame.
+        table: the objects.
+        background: grey level 0 … 1 behind the object.
+
+    Raises:
+        DataError: a damaged sample, or a prediction that is not finite.
+    """
+    job = Job(Subject("", "", ""), "", "", (), (), background, earth_mover=0, keep_points=False)
+    return measure(predictor, table, job, Crew(1), None, "", Console(quiet=True))
+
+
 def score(predictor: Predictor, table: SampleTable, number: int, job: Job) -> Scored:
     """Read, predict and score one object."""
     sample = table.read(number, with_points=True)

@@ -6,15 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 from shard_tools import encoded, make_sample, write_samples
 
-from drwr_dist.config import DataConfig, LoaderConfig, LossConfig, PoseConfig, TrainConfig
+from drwr_dist.config import DataConfig, LoaderConfig, LossConfig, PoseConfig
 from drwr_dist.data.stream import Batch, SampleTable, batches
 from drwr_dist.data.verify import verify_dataset
 from drwr_dist.engine.objective import objective
 from drwr_dist.errors import DataError
-from drwr_dist.evaluate import measure
+from drwr_dist.measuring import measure_here
 from drwr_dist.model import Prediction
 
 VIEWS = {"ball/a": 5, "ball/b": 3, "ball/c": 1, "ball/d": 4}
@@ -72,7 +71,7 @@ def test_evaluation_averages_over_the_views_that_there_are(table: SampleTable):
     def predictor(images: torch.Tensor, category: str) -> torch.Tensor:
         return torch.rand(len(images), 50, 3) - 0.5
 
-    block = measure(predictor, table, TrainConfig(), None, "test", Console(quiet=True))
+    block = measure_here(predictor, table)
     assert set(block["objects"]) == set(VIEWS)
     assert all(row["chamfer"] > 0 for row in block["objects"].values())
     assert "silhouette_iou" not in block["objects"]["ball/c"], "of an only view, none is held out"
