@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -46,10 +47,14 @@ def gather_crew() -> list[Node]:
     """Start a probe on every living node, the head first."""
     cloudpickle.register_pickle_by_value(probe)
     nodes = []
-    for entry in sorted(filter(lambda entry: entry["Alive"], ray.nodes()), key=_order):
+    entries = sorted((entry for entry in ray.nodes() if entry["Alive"]), key=_order)
+    hosts = Counter(entry["NodeManagerAddress"] for entry in entries)
+    for entry in entries:
         there = NodeAffinitySchedulingStrategy(entry["NodeID"], soft=False)
         actor = ray.remote(num_cpus=0, max_concurrency=4)(probe.Probe).options(scheduling_strategy=there).remote()
         name = f"{entry['NodeManagerHostname']} {entry['NodeManagerAddress']}"
+        if hosts[entry["NodeManagerAddress"]] > 1:  # several nodes on one machine, which need names of their own
+            name += f" ({entry['NodeID'][:8]})"
         nodes.append(Node(name, entry["NodeManagerAddress"], entry["Resources"], actor))
     return nodes
 
