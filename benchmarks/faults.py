@@ -182,7 +182,7 @@ def kill_driver(trial: Trial, number: int = signal.SIGKILL, name: str = "kill_dr
     trial.training_again(1)
     if spoil and "passed over a damaged checkpoint" not in trial.log:
         raise TrainingError("a damaged checkpoint was not reported")
-    return Cost(name, detected, time.monotonic() - begin, before - trial.resumed_at())
+    return Cost(name, detected, time.monotonic() - begin, max(0, before - trial.resumed_at()))
 
 
 def terminate_driver(trial: Trial) -> Cost:
