@@ -14,22 +14,19 @@ together in the table.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from training import train_here
 
 from drwr_dist.cli import load_options
 from drwr_dist.config import TrainConfig
 from drwr_dist.data.index import load_index
-from drwr_dist.data.stream import SampleTable, batches
-from drwr_dist.engine import schedule
+from drwr_dist.data.stream import SampleTable
 from drwr_dist.evaluate import mean_shapes
-from drwr_dist.losses import drwr_loss
 from drwr_dist.measuring import constant, measure_here, network_predictor
 from drwr_dist.model import build_model
 
@@ -86,45 +83,15 @@ def run(variant: str, seed: int) -> dict[str, Any]:
     """Train one variant and score it."""
     config = load_options(TrainConfig, [*COMMON, f"seed={seed}", *VARIANTS[variant][1]], verb="benchmark")
     index = load_index(config.data.path)
-    torch.manual_seed(seed)
-    model = build_model(config.model, index.image_size)
-    seconds = train(model, SampleTable.select(index, "train"), config, variant)
+    model, seconds = train_here(config, SampleTable.select(index, "train"), index.image_size, variant)
     scores = {split: score(network_predictor(model, torch.device("cpu")), split, config) for split in SPLITS}
-    return {"variant": variant, "seed": seed, "steps": config.steps, "cpu_seconds_per_step": seconds, **scores}
-
-
-def train(model: torch.nn.Module, samples: SampleTable, config: TrainConfig, title: str) -> float:
-    """Train as one worker of drwr_dist.train does; return the CPU seconds per step without the reading of samples."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=config.optimizer.weight_decay, fused=True)
-    plan = samples.plan(config.seed, config.global_batch)
-    stream = batches(samples, plan, config.data, config.loader, rank=0, world_size=1, start=0, stop=config.steps)
-    spent = 0.0
-    for step, batch in enumerate(stream):
-        began = time.process_time()
-        batch = batch.to(torch.device("cpu"), torch.float32)
-        weight = schedule.repulsion_weight(config.loss, step, config.steps)
-        loss_config = dataclasses.replace(config.loss, repulsion_weight=weight)
-        loss = drwr_loss(
-            model(batch.images),
-            batch.world_to_camera,
-            batch.masks,
-            batch.smooth,
-            focal_length=batch.focal_length,
-            grid=loss_config.grid,
-            config=loss_config,
-            semantics=loss_config.semantics,
-        )
-        optimizer.zero_grad(set_to_none=True)
-        loss.total.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.gradient_clip or float("inf"))
-        for group in optimizer.param_groups:
-            group["lr"] = schedule.learning_rate(config.optimizer, step, config.steps)
-        optimizer.step()
-        spent += time.process_time() - began
-        if (step + 1) % 100 == 0:
-            terms = ", ".join(f"{name} {float(value.detach()):.4f}" for name, value in loss._asdict().items())
-            print(f"{title} {step + 1}/{config.steps}: {terms}, {spent / (step + 1):.3f} CPU s a step", flush=True)
-    return round(spent / config.steps, 4)
+    return {
+        "variant": variant,
+        "seed": seed,
+        "steps": config.steps,
+        "cpu_seconds_per_step": round(seconds, 4),
+        **scores,
+    }
 
 
 def score(predictor: Any, split: str, config: TrainConfig) -> dict[str, dict[str, float]]:
