@@ -26,9 +26,9 @@ from pathlib import Path
 
 from ray.cluster_utils import Cluster
 
+from drwr_dist import checkpoint
 from drwr_dist.cli import load_options, run_verb
 from drwr_dist.data.index import load_index
-from drwr_dist.engine import checkpoint
 from drwr_dist.errors import TrainingError
 from drwr_dist.monitor import METRICS, read_rows
 

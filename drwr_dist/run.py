@@ -12,8 +12,8 @@ from typing import Any
 import torch
 import yaml
 
+from drwr_dist import checkpoint
 from drwr_dist.config import TrainConfig, flat_keys, from_plain, to_plain
-from drwr_dist.engine import checkpoint
 from drwr_dist.errors import DataError, UsageError
 from drwr_dist.model import build_network
 from drwr_dist.storage import Storage

@@ -11,12 +11,13 @@ from typing import Any
 
 from rich.console import Console
 
+from drwr_dist import checkpoint
 from drwr_dist.cli import load_options, run_verb
 from drwr_dist.config import TrainConfig, flat_keys, to_plain
 from drwr_dist.data.index import DatasetIndex, load_index
 from drwr_dist.data.remote import is_remote, join
 from drwr_dist.data.stream import SampleTable, check_views
-from drwr_dist.engine import checkpoint, driver
+from drwr_dist.engine import driver
 from drwr_dist.engine.initial_weights import TF_PREFIX, initial_weights
 from drwr_dist.engine.validation import SPLIT
 from drwr_dist.errors import TrainingError, UsageError

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from drwr_dist.engine import checkpoint
+from drwr_dist import checkpoint
 from drwr_dist.errors import TrainingError
 
 

@@ -14,11 +14,11 @@ import torch
 from rich.console import Console
 from toy import drwr
 
+from drwr_dist import checkpoint
 from drwr_dist.comparison import compare, intervals, resampling
 from drwr_dist.config import DataConfig, ModelConfig, TrainConfig
 from drwr_dist.data.index import load_index
 from drwr_dist.data.stream import SampleTable
-from drwr_dist.engine import checkpoint
 from drwr_dist.errors import UsageError
 from drwr_dist.evaluate import EvaluateOptions, evaluate_run
 from drwr_dist.metrics import PointIndex, earth_mover_distance, nearest_distances

@@ -8,8 +8,8 @@ import pytest
 import torch
 from toy import SMALL_RUN, drwr
 
+from drwr_dist import checkpoint
 from drwr_dist.config import ModelConfig, TrainConfig
-from drwr_dist.engine import checkpoint
 from drwr_dist.engine.initial_weights import initial_weights
 from drwr_dist.errors import UsageError
 from drwr_dist.model import build_model

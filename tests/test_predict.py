@@ -11,11 +11,11 @@ from PIL import Image
 from toy import drwr
 
 import drwr_dist
+from drwr_dist import checkpoint
 from drwr_dist.config import ModelConfig, TrainConfig
 from drwr_dist.data.index import load_index
 from drwr_dist.data.sample import composite
 from drwr_dist.data.stream import SampleTable
-from drwr_dist.engine import checkpoint
 from drwr_dist.errors import DataError, UsageError
 from drwr_dist.images import TYPICAL_EXTENT, prepare
 from drwr_dist.point_cloud import WRITERS, read_ply, write_ply

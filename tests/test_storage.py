@@ -13,7 +13,8 @@ from test_shards_remote import Proxy, _own_cache, bucket, first, forget_connecti
 from test_train import start, train, wait_for
 from toy import drwr, rows
 
-from drwr_dist.engine import checkpoint, uploads
+from drwr_dist import checkpoint
+from drwr_dist.engine import uploads
 from drwr_dist.engine.uploads import Uploads
 from drwr_dist.errors import DataError, TrainingError, UsageError
 from drwr_dist.storage import Storage

@@ -20,11 +20,11 @@ from shard_tools import encoded, make_sample, write_samples
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy import REPOSITORY, SMALL_RUN, command, drwr, rows
 
+from drwr_dist import checkpoint
 from drwr_dist.data.index import load_index, read_sample
 from drwr_dist.data.sample import composite, split_members
 from drwr_dist.data.stream import SampleTable, as_tensor
 from drwr_dist.data.writer import EncodedSample, ShardLimits, write_dataset
-from drwr_dist.engine import checkpoint
 from drwr_dist.engine.driver import run_lock
 from drwr_dist.point_cloud import read_ply
 from drwr_dist.run import load_run

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from drwr_dist import checkpoint
 from drwr_dist.config import TuneConfig
-from drwr_dist.engine import checkpoint
 from drwr_dist.sweep import trials
 from drwr_dist.sweep.course import Course
 from drwr_dist.sweep.space import parse_space

@@ -118,7 +118,7 @@ def train(
     storage = Storage.at(join(config.storage, config.name))
     run = storage.folder
     check_shared(storage, config.data.path)
-    # What lies on disk is the truth (see engine.checkpoint); Ray's list may be cut off or outdated after a kill.
+    # What lies on disk is the truth (see drwr_dist.checkpoint); Ray's list may be cut off or outdated after a kill.
     (run / SNAPSHOT).unlink(missing_ok=True)
     board = ray.remote(num_cpus=0)(Board).remote()
     trainer = TorchTrainer(

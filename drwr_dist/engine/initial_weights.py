@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drwr_dist import checkpoint
 from drwr_dist.config import TrainConfig
-from drwr_dist.engine import checkpoint
 from drwr_dist.errors import DataError, UsageError
 from drwr_dist.model import HALVINGS, build_network, tensorflow_name
 from drwr_dist.tf_checkpoint import Checkpoint, open_checkpoint

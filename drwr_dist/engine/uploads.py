@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from drwr_dist.engine import checkpoint
+from drwr_dist import checkpoint
 from drwr_dist.errors import DataError, TrainingError
 from drwr_dist.monitor import HISTORY
 from drwr_dist.storage import Storage

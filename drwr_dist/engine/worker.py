@@ -21,11 +21,12 @@ from ray.train.v2.api.report_config import CheckpointUploadMode
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from drwr_dist import checkpoint
 from drwr_dist.config import TrainConfig
 from drwr_dist.data.index import load_index
 from drwr_dist.data.remote import join
 from drwr_dist.data.stream import Batch, SampleTable, batches
-from drwr_dist.engine import checkpoint, layout, schedule
+from drwr_dist.engine import layout, schedule
 from drwr_dist.engine.agreement import Tally, agree, fail_together, gather_rows, share
 from drwr_dist.engine.board import Courier
 from drwr_dist.engine.initial_weights import initial_weights

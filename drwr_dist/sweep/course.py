@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from drwr_dist import checkpoint
 from drwr_dist.config import TuneConfig
-from drwr_dist.engine import checkpoint
 from drwr_dist.sweep import search, trials
 from drwr_dist.sweep.early import survivors
 from drwr_dist.sweep.measuring import loss_of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from drwr_dist.engine.checkpoint import LOWER_IS_BETTER
+from drwr_dist.checkpoint import LOWER_IS_BETTER
 from drwr_dist.engine.validation import SPLIT as SPLIT  # val: the test split is for the winners, once
 from drwr_dist.monitor import METRICS, VALIDATION, read_rows
 from drwr_dist.validation import CHOICES

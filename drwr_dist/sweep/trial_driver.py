@@ -16,9 +16,10 @@ from typing import Any
 from ray import tune
 from rich.console import Console
 
+from drwr_dist import checkpoint
 from drwr_dist.config import SweepConfig, TrainConfig
 from drwr_dist.data.index import load_index
-from drwr_dist.engine import checkpoint, driver
+from drwr_dist.engine import driver
 from drwr_dist.errors import DrwrError, TrainingError, UsageError
 from drwr_dist.run import save_config
 from drwr_dist.sweep import trials
