@@ -32,10 +32,11 @@ test-all: install  ## the slow tests too
 test-cluster: install  ## Ray on four hosts in namespaces, trained on and broken (root; iproute2, openssh-server, rsync; slurm-wlm)
 	$(BIN)/python -m pytest tests/cluster -m '' -rs
 
-lint: install  ## ruff and mypy
+lint: install  ## ruff, mypy, and who imports whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 docs: install  ## the documentation as a site, in build/site
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]' -c constraints.txt

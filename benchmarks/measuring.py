@@ -5,7 +5,6 @@ from __future__ import annotations
 import datetime
 import json
 import platform
-import resource
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -55,11 +54,6 @@ def reset_peak() -> int:
 def peak() -> int:
     """Return the highest resident memory since `reset_peak`, in bytes."""
     return _status("VmHWM")
-
-
-def highest_resident() -> int:
-    """Return the highest resident memory since the process began, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _status(field: str) -> int:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from drwr_dist.data.remote import is_remote, join, read_remote, remote_names, remove_remote, upload
+from drwr_dist.durable import flush
 from drwr_dist.errors import DataError, DrwrError, TrainingError, UsageError
 
 FOLDER = "checkpoints"
@@ -86,11 +87,11 @@ def write(run: Path, step: int, state: dict[str, Any], meta: dict[str, Any]) -> 
         content = {"step": step, "sha256": _sha256(partial / STATE), **meta}
         (partial / META).write_text(json.dumps(content, indent=1))
         for name in (STATE, META):
-            _flush(partial / name)
+            flush(partial / name)
         if final.exists():
             shutil.rmtree(final)
         partial.rename(final)
-        _flush(final.parent)
+        flush(final.parent)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         shutil.rmtree(partial, ignore_errors=True)
         raise TrainingError(
@@ -268,11 +269,3 @@ def _place(run: Run) -> str:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,6 +11,10 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+# What may differ when a run is continued: none of it changes what is learnt.
+FREE_KEYS = {"name", "storage", "steps", "workers", "log_every", "overwrite"}
+FREE_GROUPS = {"loader", "checkpoint", "validation", "evaluation", "monitor", "cluster"}
+
 
 @dataclass
 class LossConfig:
@@ -251,3 +255,8 @@ def flat_keys(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for key, value in content.items():
         rows |= flat_keys(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
     return rows
+
+
+def is_learnt(key: str) -> bool:
+    """Say whether a key of the configuration decides what is learnt."""
+    return key not in FREE_KEYS and key.split(".")[0] not in FREE_GROUPS

@@ -13,17 +13,13 @@ import torch
 import yaml
 
 from drwr_dist import checkpoint
-from drwr_dist.config import TrainConfig, flat_keys, from_plain, to_plain
+from drwr_dist.config import TrainConfig, flat_keys, from_plain, is_learnt, to_plain
 from drwr_dist.errors import DataError, UsageError
 from drwr_dist.model import build_network
 from drwr_dist.storage import Storage
 
 CONFIG = "config.yaml"
 RESULT = "result.json"
-
-# What may differ when a run is continued: none of it changes what is learnt.
-FREE_KEYS = {"name", "storage", "steps", "workers", "log_every", "overwrite"}
-FREE_GROUPS = {"loader", "checkpoint", "validation", "evaluation", "monitor", "cluster"}
 
 
 @dataclass(frozen=True)
@@ -98,11 +94,6 @@ def untrained_model(config: TrainConfig, image_size: int) -> torch.nn.Module:
     """Return the network with which this run starts: the same seed gives the same weights."""
     torch.manual_seed(config.seed)
     return build_network(config, image_size).eval()
-
-
-def is_learnt(key: str) -> bool:
-    """Say whether a key of the configuration decides what is learnt."""
-    return key not in FREE_KEYS and key.split(".")[0] not in FREE_GROUPS
 
 
 def refuse_changes(run: Path, config: TrainConfig) -> None:

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from drwr_dist import checkpoint
 from drwr_dist.cli import load_options, run_verb
-from drwr_dist.config import TrainConfig, flat_keys, to_plain
+from drwr_dist.config import TrainConfig, flat_keys, is_learnt, to_plain
 from drwr_dist.data.index import DatasetIndex, load_index
 from drwr_dist.data.remote import is_remote, join
 from drwr_dist.data.stream import SampleTable, check_views
@@ -27,7 +27,7 @@ from drwr_dist.model import HALVINGS
 from drwr_dist.monitor import METRICS, TENSORBOARD, write_hparams
 from drwr_dist.report import REPORT
 from drwr_dist.results import RESULT_TEXT, print_table
-from drwr_dist.run import CONFIG, RESULT, is_learnt, load_result, load_run, refuse_changes, remove, save_config
+from drwr_dist.run import CONFIG, RESULT, load_result, load_run, refuse_changes, remove, save_config
 from drwr_dist.storage import Storage
 from drwr_dist.validation import validate, workers_range
 

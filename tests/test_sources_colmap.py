@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_sources_posed import BENT, Scene, in_unit_cube, photograph, scene
+from posed_scenes import BENT, Scene, in_unit_cube, photograph, scene
 from view_layouts import read_all, run_command, run_import, share_on_masks
 
 from drwr_dist.data.verify import verify_dataset

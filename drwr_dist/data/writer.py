@@ -22,6 +22,7 @@ from typing import BinaryIO
 from drwr_dist.data.index import INDEX_NAME, SCHEMA_VERSION, SPLITS, DatasetIndex, Shard
 from drwr_dist.data.journal import Journal, Written
 from drwr_dist.data.remote import check_writable, is_remote, remote_names, remove_remote, upload
+from drwr_dist.durable import flush
 from drwr_dist.errors import DataError, UsageError
 
 _PARTIAL = ".partial"  # folder in the output that holds unfinished shards
@@ -181,7 +182,7 @@ def write_atomically(path: Path, data: bytes) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    flush(path.parent)
 
 
 def _move_into_place(partial: Path, folder: Path, shards: list[Shard]) -> None:
@@ -192,20 +193,12 @@ def _move_into_place(partial: Path, folder: Path, shards: list[Shard]) -> None:
             path.unlink()
     for shard in shards:
         (partial / shard.url).replace(folder / shard.url)
-    _sync_folder(folder)
+    flush(folder)
 
 
 def _sync(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class _Totals:

@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import logging
 import os
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +24,7 @@ from drwr_dist.engine.loop import train_worker
 from drwr_dist.engine.nodes import check_reachable, check_shared
 from drwr_dist.engine.progress import TrainingProgress
 from drwr_dist.errors import TrainingError, UsageError
+from drwr_dist.interrupts import on_interrupt
 from drwr_dist.storage import Storage
 from drwr_dist.validation import workers_range
 
@@ -163,7 +163,7 @@ def _fit_with_progress(
             box["error"] = error
 
     thread = threading.Thread(target=fit, daemon=True, name="fit")
-    with TrainingProgress(console, config.steps) as progress, _stop_on_signals(board, progress):
+    with TrainingProgress(console, config.steps) as progress, on_interrupt(_asking(board, progress)):
         thread.start()
         shown = 0
         while thread.is_alive():
@@ -200,26 +200,20 @@ def _show(progress: TrainingProgress, board: Any, shown: int) -> tuple[int, floa
     return len(notices), silence
 
 
-@contextlib.contextmanager
-def _stop_on_signals(board: Any, progress: TrainingProgress) -> Iterator[None]:
-    """On the first SIGINT or SIGTERM ask the workers to save and end; on the second give up at once."""
+def _asking(board: Any, progress: TrainingProgress) -> Callable[[], bool]:
+    """Return what asks the workers to save and end: True the first time, False ever after."""
+    asked = False
 
-    def handle(signum: int, frame: object) -> None:
-        if getattr(handle, "asked", False):
-            raise KeyboardInterrupt
-        handle.asked = True  # type: ignore[attr-defined]
+    def ask() -> bool:
+        nonlocal asked
+        if asked:
+            return False
+        asked = True
         progress.notice("stopping: saving a checkpoint first (once more to stop without)")
         board.request_stop.remote()
+        return True
 
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return ask
 
 
 def first_cause(error: BaseException) -> str:

@@ -7,9 +7,8 @@ from typing import Any
 
 import yaml
 
-from drwr_dist.config import TuneConfig, flat_keys, to_plain
+from drwr_dist.config import FREE_GROUPS, FREE_KEYS, TuneConfig, flat_keys, to_plain
 from drwr_dist.errors import DataError, UsageError
-from drwr_dist.run import FREE_GROUPS, FREE_KEYS
 
 DEFINITION = "sweep.yaml"
 

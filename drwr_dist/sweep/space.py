@@ -18,9 +18,8 @@ import numpy as np
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from drwr_dist.config import TrainConfig, flat_keys, from_plain, to_plain
+from drwr_dist.config import FREE_GROUPS, FREE_KEYS, TrainConfig, flat_keys, from_plain, to_plain
 from drwr_dist.errors import UsageError
-from drwr_dist.run import FREE_GROUPS, FREE_KEYS
 
 FIELDS = {"type", "low", "high", "log", "step", "values"}
 TYPES = ("float", "int", "choice")

@@ -1,0 +1,1 @@
+"""Where shards come from: one file a source, and what they share: rendering, hulls, frames, splits."""
