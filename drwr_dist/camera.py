@@ -34,6 +34,10 @@ def world_to_camera_from_quaternion(quaternion: Tensor) -> Tensor:
 
     Raises:
         ValueError: the last dimension is not 4.
+
+    Examples:
+        >>> world_to_camera_from_quaternion(torch.tensor([1.0, 0.0, 0.0, 0.0]))[:3, 3]  # at distance 2
+        tensor([0., 0., 2.])
     """
     _require(quaternion, "quaternion", (4,))
     rotation = quaternion_to_rotation_matrix(quaternion)
@@ -58,6 +62,11 @@ def world_to_camera_from_position(cam_pos: Tensor) -> Tensor:
 
     Raises:
         ValueError: the last dimension is not 3, or a position is zero or not finite.
+
+    Examples:
+        >>> camera = world_to_camera_from_position(torch.tensor([0.0, -1.0, 0.0]))  # in front of the object
+        >>> camera @ torch.tensor([0.1, 0.2, 0.3, 1.0])  # x stays right, up becomes -y, +z comes nearer
+        tensor([ 0.1000, -0.2000,  1.7000,  1.0000])
     """
     _require(cam_pos, "cam_pos", (3,))
     length = torch.linalg.vector_norm(cam_pos, dim=-1, keepdim=True)
@@ -88,6 +97,12 @@ def world_to_camera_from_angles(azimuth: Tensor, elevation: Tensor, distance: fl
 
     Returns:
         [..., 4, 4], OpenCV convention.
+
+    Examples:
+        >>> above = world_to_camera_from_angles(torch.tensor(0.0), torch.tensor(torch.pi / 2))
+        >>> camera_at = -above[:3, :3].T @ above[:3, 3]
+        >>> torch.allclose(camera_at, torch.tensor([0.0, 2.0, 0.0]), atol=1e-6)
+        True
     """
     azimuth, elevation = azimuth + 0 * elevation, elevation + 0 * azimuth  # to one shape
     rotation = _rotation(azimuth.cos(), azimuth.sin(), elevation.cos(), elevation.sin())
@@ -110,6 +125,12 @@ def world_to_camera_from_extrinsic(extrinsic: Tensor) -> Tensor:
 
     Raises:
         ValueError: the last two dimensions are neither 4 × 4 nor 3 × 4.
+
+    Examples:
+        >>> extrinsic = torch.eye(4)
+        >>> extrinsic[2, 3] = 2.0  # a camera below the object that looks up
+        >>> world_to_camera_from_extrinsic(extrinsic) @ torch.tensor([0.0, 0.5, 0.0, 1.0])
+        tensor([0.0000, 0.0000, 2.5000, 1.0000])
     """
     if extrinsic.ndim < 2 or extrinsic.shape[-2:] not in ((4, 4), (3, 4)):
         raise ValueError(f"extrinsic must be [..., 4, 4] or [..., 3, 4], got {list(extrinsic.shape)}")
@@ -131,6 +152,16 @@ def mirrored_cameras(world_to_camera: Tensor) -> Tensor:
 
     Returns:
         [..., 4, 4].
+
+    Raises:
+        ValueError: the last two dimensions are not 4 × 4.
+
+    Examples:
+        >>> camera = world_to_camera_from_angles(torch.tensor(0.3), torch.tensor(0.2))
+        >>> point, mirrored = torch.tensor([0.1, 0.2, 0.3, 1.0]), torch.tensor([0.1, 0.2, -0.3, 1.0])
+        >>> flip = torch.tensor([-1.0, 1.0, 1.0, 1.0])
+        >>> torch.allclose(mirrored_cameras(camera) @ mirrored, flip * (camera @ point))
+        True
     """
     _require(world_to_camera, "world_to_camera", (4, 4))
     signs = world_to_camera.new_ones(4, 4)
@@ -161,6 +192,17 @@ def project(
 
     Raises:
         ValueError: a shape does not fit.
+
+    Examples:
+        >>> camera = world_to_camera_from_position(torch.tensor([[0.0, -1.0, 0.0]]))  # in front, at distance 2
+        >>> centre, top, behind = (0.0, 0.0, 0.0), (0.0, 0.5, 0.0), (0.0, 0.0, 3.0)
+        >>> xy, depth = project(torch.tensor([[centre, top, behind]]), camera)
+        >>> xy
+        tensor([[[0.5000, 0.5000],
+                 [0.5000, 0.0312],
+                 [   inf,    inf]]])
+        >>> depth
+        tensor([[ 2.,  2., -1.]])
     """
     _require(points, "points", (-1, 3))
     _require(world_to_camera, "world_to_camera", (4, 4))

@@ -79,6 +79,12 @@ def load(run: str | os.PathLike[str], checkpoint: str = "last", device: str = "a
 
     Raises:
         UsageError, TrainingError, DataError: as `drwr_dist.run.load_run`.
+
+    Examples:
+        >>> import drwr_dist
+        >>> model = drwr_dist.load("runs/mine")
+        >>> model("photo.jpg").shape  # float32, the unit cube, +Y up
+        (64, 3)
     """
     return ImageToPoints(load_run(run, checkpoint), device)
 

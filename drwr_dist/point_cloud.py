@@ -16,7 +16,20 @@ from drwr_dist.errors import DataError
 
 
 def write_ply(path: Path, points: NDArray[np.floating]) -> None:
-    """Write points [N, 3] as a binary little-endian PLY of float32 vertices."""
+    """Write points as a binary little-endian PLY of float32 vertices; the file appears whole or not at all.
+
+    Args:
+        path: of the file; folders above it are made.
+        points: [N, 3], floating, object frame.
+
+    Raises:
+        OSError: it can't be written.
+
+    Examples:
+        >>> write_ply(Path("cloud.ply"), np.zeros((3, 3)))
+        >>> read_ply(Path("cloud.ply")).shape
+        (3, 3)
+    """
     header = (
         "ply\nformat binary_little_endian 1.0\ncomment drwr_dist, object frame, +Y up\n"
         f"element vertex {len(points)}\nproperty float x\nproperty float y\nproperty float z\nend_header\n"

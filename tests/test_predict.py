@@ -8,10 +8,9 @@ import pytest
 import torch
 import trimesh
 from PIL import Image
-from toy import drwr
+from toy import drwr, untrained_run
 
 import drwr_dist
-from drwr_dist import checkpoint
 from drwr_dist.config import ModelConfig, TrainConfig
 from drwr_dist.data.index import load_index
 from drwr_dist.data.sample import composite
@@ -19,17 +18,13 @@ from drwr_dist.data.stream import SampleTable
 from drwr_dist.errors import DataError, UsageError
 from drwr_dist.images import TYPICAL_EXTENT, prepare
 from drwr_dist.point_cloud import WRITERS, read_ply, write_ply
-from drwr_dist.run import load_run, save_config, untrained_model
+from drwr_dist.run import load_run, save_config
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with a checkpoint, without the training."""
-    folder = tmp_path_factory.mktemp("run")
-    config = TrainConfig(model=ModelConfig(points=50, channels=4, hidden=16))
-    save_config(folder, config, image_size=64)
-    checkpoint.write(folder, 1, {"model": untrained_model(config, 64).state_dict()}, {})
-    return folder
+    return untrained_run(tmp_path_factory.mktemp("run"))
 
 
 def disc(size: int, centre: tuple[int, int], radius: int) -> np.ndarray:

@@ -53,6 +53,18 @@ def make_dataset(folder: Path, *settings: str, categories: dict[str, int] | None
     return output
 
 
+def untrained_run(folder: Path, points: int = 50, image_size: int = 64) -> Path:
+    """Write a run with a checkpoint of step 1, as a training would have, without the training."""
+    from drwr_dist import checkpoint
+    from drwr_dist.config import ModelConfig, TrainConfig
+    from drwr_dist.run import save_config, untrained_model
+
+    config = TrainConfig(model=ModelConfig(points=points, channels=4, hidden=16))
+    save_config(folder, config, image_size)
+    checkpoint.write(folder, 1, {"model": untrained_model(config, image_size).state_dict()}, {})
+    return folder
+
+
 SMALL_RUN = (
     "model.points=64",
     "model.channels=4",

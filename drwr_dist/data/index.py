@@ -99,6 +99,11 @@ def load_index(root: str | os.PathLike[str]) -> DatasetIndex:
     Raises:
         DataError: no index there, not JSON, a field missing or of the wrong kind, or another schema version; names
             the file and the field.
+
+    Examples:
+        >>> index = load_index("shards/demo")
+        >>> index.image_size, index.views, len(index.select("test", ["chair"]))
+        (128, 8, 11)
     """
     root = os.fspath(root).removeprefix("file://")
     path = join(root, INDEX_NAME)

@@ -28,6 +28,13 @@ class Plan:
         shard_sizes: number of samples of each shard, in the order of the index.
         seed: of the shuffles.
         global_batch: samples per step over all workers; the last step of an epoch may have fewer.
+
+    Examples:
+        >>> plan = Plan(shard_sizes=(4, 3), seed=0, global_batch=3)
+        >>> plan.steps_per_epoch
+        3
+        >>> [batch.tolist() for batch in plan.epoch_batches(0)]
+        [[1, 2, 4], [3, 5, 6], [0]]
     """
 
     shard_sizes: tuple[int, ...]
@@ -102,6 +109,13 @@ def rank_slice(batch: Sequence[int] | np.ndarray, rank: int, world_size: int) ->
         batch: [b] sample numbers.
         rank: 0 … world_size - 1.
         world_size: number of workers; with more workers than samples the last ones get none.
+
+    Raises:
+        ValueError: there is no such rank.
+
+    Examples:
+        >>> [rank_slice([7, 3, 5], rank, world_size=2).tolist() for rank in (0, 1)]
+        [[7, 3], [5]]
     """
     if not 0 <= rank < world_size:
         raise ValueError(f"rank must be in 0 … {world_size - 1}, got {rank}")

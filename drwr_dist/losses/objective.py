@@ -91,6 +91,18 @@ def drwr_loss(
 
     Raises:
         ValueError: a shape does not fit, grid does not divide H, or a name is unknown.
+
+    Examples:
+        >>> from drwr_dist.camera import world_to_camera_from_position
+        >>> camera = world_to_camera_from_position(torch.tensor([[[0.0, -1.0, 0.0]]]))  # one object, one view
+        >>> centres = torch.arange(64) - 31.5
+        >>> disc = (centres[:, None] ** 2 + centres**2 < 20**2).float()[None, None]
+        >>> near, far = torch.tensor([[[0.0, 0, 0], [0.1, 0, 0]]]), torch.tensor([[[-0.2, 0, 0], [0.2, 0, 0]]])
+        >>> near_loss, far_loss = drwr_loss(near, camera, disc), drwr_loss(far, camera, disc)
+        >>> float(near_loss.unary), float(far_loss.unary)  # all are inside
+        (0.0, 0.0)
+        >>> bool(near_loss.repulsion > far_loss.repulsion)  # points that lie close pay
+        True
     """
     _check(points, world_to_camera, masks, smooth, grid, semantics)
     if config is None:
@@ -128,7 +140,20 @@ def terms_per_view(
 
 
 def count_left_out(points: Tensor, world_to_camera: Tensor, focal_length: float | Tensor = FOCAL_LENGTH) -> Tensor:
-    """Return how many points each view leaves out: [B, V], integers. Arguments as `drwr_loss`."""
+    """Count the points that each view leaves out, because they are not in front of its camera.
+
+    Args:
+        points: [B, N, 3], object frame.
+        world_to_camera: [B, V, 4, 4], OpenCV convention.
+        focal_length: widths of the frame, a number or [B, V].
+
+    Returns:
+        [B, V], integers.
+
+    Examples:
+        >>> count_left_out(torch.tensor([[[0.0, 0.0, -3.0]]]), torch.eye(4)[None, None])  # behind the camera
+        tensor([[1]])
+    """
     with torch.no_grad():
         xy, _ = project(points[:, None], world_to_camera, focal_length)
         return (~xy.isfinite().all(-1)).sum(-1)
