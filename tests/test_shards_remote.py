@@ -104,12 +104,11 @@ class Proxy:
             request.transport.abort()
         if fault == "slow":
             await asyncio.sleep(1)
-        headers = {name: value for name, value in request.headers.items() if name.lower() != "host"}
         url = self.target + request.raw_path
         body = await request.read()
         async with (
             aiohttp.ClientSession(auto_decompress=False) as session,
-            session.request(request.method, yarl.URL(url, encoded=True), headers=headers, data=body) as found,
+            session.request(request.method, yarl.URL(url, encoded=True), headers=request.headers, data=body) as found,
         ):
             kept = {k: v for k, v in found.headers.items() if k.lower() not in ("transfer-encoding", "connection")}
             return web.Response(status=found.status, headers=kept, body=await found.read())

@@ -7,6 +7,7 @@ A file that isn't there, or that we may not touch, is not asked for again.
 from __future__ import annotations
 
 import functools
+import inspect
 import os
 import time
 from collections.abc import Callable
@@ -23,6 +24,8 @@ RETRY_PAUSES = (0.5, 2.0, 5.0)  # seconds before the second, third and fourth tr
 CONNECT_TIMEOUT = 10.0  # seconds until a server must have answered
 READ_TIMEOUT = 30.0  # seconds of silence after which a request has failed
 _READ_ONLY = ("http", "https")
+_GOOGLE = ("gs", "gcs")
+_ZONAL_BUCKETS = "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"  # gcsfs's variable; set it to true to use such buckets
 
 
 def is_remote(root: str) -> bool:
@@ -41,21 +44,39 @@ def _filesystem(root: str, process: int) -> tuple[Any, str]:
     del process
     protocol = root.split("://", 1)[0]
     try:
-        system, path = fsspec.core.url_to_fs(root, **_timeouts(protocol))
+        system, path = _open(root, protocol)
     except (ImportError, ValueError) as error:  # no such protocol, or its package is not installed
-        hint = "; pip install 'drwr-dist[cloud]'" if protocol in ("s3", "gs", "gcs") else ""
+        hint = "; pip install 'drwr-dist[cloud]'" if protocol in ("s3", *_GOOGLE) else ""
         raise DataError(f"{root}: {error}{hint}") from error
-    if hasattr(system, "retries"):
-        system.retries = 1  # s3fs and gcsfs try again by themselves too, which would multiply
+    _try_once(system, protocol)
     return system, path
 
 
+def _open(root: str, protocol: str) -> tuple[Any, str]:
+    if protocol in _GOOGLE and _ZONAL_BUCKETS not in os.environ:
+        # The class that gcsfs registers asks over gRPC what kind of bucket it is, for up to a minute a request.
+        from gcsfs.core import GCSFileSystem
+
+        return GCSFileSystem(**_timeouts(protocol)), str(GCSFileSystem._strip_protocol(root))
+    system, path = fsspec.core.url_to_fs(root, **_timeouts(protocol))
+    return system, str(path)
+
+
+def _try_once(system: Any, protocol: str) -> None:
+    """Switch off the retries of s3fs and gcsfs, which would multiply with ours."""
+    if protocol == "s3":
+        system.retries = 1
+    elif protocol in _GOOGLE:
+        # gcsfs binds its six tries, half a minute of pauses and a logged traceback to the method itself.
+        system._request = functools.partial(inspect.unwrap(type(system)._request), system)
+
+
 def _timeouts(protocol: str) -> dict[str, Any]:
-    if protocol in ("http", "https"):
+    if protocol in ("http", "https", *_GOOGLE):
         import aiohttp
 
         limits = aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT, sock_read=READ_TIMEOUT)
-        return {"client_kwargs": {"timeout": limits}}
+        return {"client_kwargs": {"timeout": limits}} if protocol[0] == "h" else {"requests_timeout": limits}
     if protocol == "s3":
         once = {"max_attempts": 0}
         return {
@@ -87,7 +108,8 @@ def _try(call: Callable[[], Result]) -> Result:
 
 
 def _out_of_range(error: Exception) -> bool:
-    return getattr(error, "status", None) == 416 or "416" in str(error)[:8] or "InvalidRange" in str(error)
+    codes = (getattr(error, "status", None), getattr(error, "code", None))  # of aiohttp, of gcsfs
+    return 416 in codes or "416" in str(error)[:8] or "InvalidRange" in str(error)
 
 
 def read_remote(root: str, name: str, start: int = 0, stop: int | None = None) -> bytes:
