@@ -24,7 +24,9 @@ SIDE_VIEW = world_to_camera_from_angles(torch.tensor(np.deg2rad(40.0)), torch.te
 )
 
 
-def draw_points(points: NDArray[np.floating], world_to_camera: torch.Tensor, size: int = TILE) -> NDArray[np.uint8]:
+def draw_points(
+    points: NDArray[np.floating], world_to_camera: torch.Tensor, size: int = TILE, radius: int = 1
+) -> NDArray[np.uint8]:
     """Draw points [N, 3] (object frame) as shaded discs, near ones over far ones; return RGB [size, size, 3]."""
     cloud = torch.as_tensor(np.asarray(points), dtype=torch.float64)
     xy, depth = project(cloud[None], world_to_camera[None].to(torch.float64))
@@ -35,8 +37,9 @@ def draw_points(points: NDArray[np.floating], world_to_camera: torch.Tensor, siz
     order = order[np.isfinite(pixels[order]).all(-1)]
     shade = ((distance[order] - near) / max(far - near, 1e-9))[:, None]
     colours = (np.array([28, 90, 160]) * (1 - shade) + np.array([190, 210, 230]) * shade).astype(np.uint8)
-    offsets = np.array([(dx, dy) for dx in (-1, 0, 1) for dy in (-1, 0, 1) if dx * dx + dy * dy <= 1])
-    places = pixels[order, None].astype(np.int64) + offsets  # [N, 5, 2]; of a repeated index, the last one counts
+    reach = range(-radius, radius + 1)
+    offsets = np.array([(dx, dy) for dx in reach for dy in reach if dx * dx + dy * dy <= radius * (radius + 0.5)])
+    places = pixels[order, None].astype(np.int64) + offsets  # [N, D, 2]; of a repeated index, the last one counts
     inside = ((places >= 0) & (places < size)).all(-1)
     rows, columns = places[..., 1][inside], places[..., 0][inside]
     image[rows, columns] = np.broadcast_to(colours[:, None], (*places.shape[:2], 3))[inside]

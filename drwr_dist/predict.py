@@ -19,7 +19,7 @@ from drwr_dist.errors import DataError, UsageError
 from drwr_dist.inference import CROPS, ImageToPoints, load
 from drwr_dist.point_cloud import WRITERS
 from drwr_dist.pool import Crew, run_ordered
-from drwr_dist.turntable import write_turntable
+from drwr_dist.turntable import FORMATS, require_encoder, write_turntable
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
@@ -35,7 +35,7 @@ class PredictOptions:
     output: str = "predictions"  # folder for the point clouds
     format: str = "ply"  # ply | obj | glb | npz | csv
     crop: str = "auto"  # auto | always | never: reframe the object (by its alpha) as training images are framed
-    turntable: bool = False  # write <output>/<image stem>.gif too: the points, turning
+    turntable: str = "false"  # false | true | gif | mp4: write the points, turning, to <image stem>.gif (true) or .mp4
     batch: int = 16  # images that go through the network at once
     workers: int = 1  # 1: this process; more, or 0 for all cores: Ray tasks, on the cluster of RAY_ADDRESS or here
 
@@ -122,10 +122,10 @@ def predict_job(job: Job) -> list[str | None]:
         target = job.tasks[place].target
         try:
             WRITERS[job.options.format](target, points)
-            if job.options.turntable:
-                write_turntable(target.with_suffix(".gif"), points)
+            if kind := turntable_format(job.options):
+                write_turntable(target.with_suffix(f".{kind}"), points, kind)
         except OSError as error:
-            outcomes[place] = f"{target}: can't be written ({error.strerror})"
+            outcomes[place] = f"{error.filename or target}: can't be written ({error.strerror})"
     return outcomes
 
 
@@ -162,8 +162,19 @@ def main(arguments: Sequence[str]) -> int:
     return int(failed)
 
 
+def turntable_format(options: PredictOptions) -> str | None:
+    """Return gif or mp4, or None where no turntable is wanted; raises UsageError for anything else."""
+    wanted = str(options.turntable).lower()
+    found = {"false": None, "true": "gif", **{kind: kind for kind in FORMATS}}
+    if wanted not in found:
+        raise UsageError(f"turntable={options.turntable}: choose one of {', '.join(found)}")
+    return found[wanted]
+
+
 def check(options: PredictOptions) -> None:
     """Raise UsageError for the first option that can't work."""
+    if turntable_format(options) == "mp4":
+        require_encoder()
     if options.format not in WRITERS:
         raise UsageError(f"format={options.format}: choose one of {', '.join(WRITERS)}")
     if options.crop not in CROPS:

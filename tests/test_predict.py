@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import trimesh
+from browser import chromium, complaints, wait
 from PIL import Image
 from toy import drwr, untrained_run
 
@@ -19,6 +20,7 @@ from drwr_dist.errors import DataError, UsageError
 from drwr_dist.images import TYPICAL_EXTENT, prepare
 from drwr_dist.point_cloud import WRITERS, read_ply, write_ply
 from drwr_dist.run import load_run, save_config
+from drwr_dist.turntable import write_turntable
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +132,7 @@ def test_predict_writes_a_cloud_per_image_and_reports_the_rest(run: Path, tmp_pa
         (["masks=/nowhere"], ["masks=/nowhere"]),
         (["workers=-1"], ["workers=-1"]),
         (["crop=maybe"], ["crop=maybe"]),
+        (["turntable=avi"], ["turntable=avi", "mp4"]),
     ],
 )
 def test_predict_refuses_mistakes(run: Path, tmp_path: Path, arguments: list[str], names: list[str]):
@@ -212,6 +215,38 @@ def test_a_mask_cuts_out_as_an_alpha_does(run: Path, tmp_path: Path):
         assert turning.n_frames == 36
         frames = [np.asarray(turning.convert("L")) for place in (0, 9) if turning.seek(place) is None]
     assert all((frame < 200).any() for frame in frames) and (frames[0] != frames[1]).any()
+
+
+@pytest.fixture(scope="module")
+def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    points = np.random.default_rng(0).uniform((-0.4, -0.1, -0.02), (0.4, 0.1, 0.02), (300, 3))
+    path = tmp_path_factory.mktemp("film") / "plank.mp4"
+    write_turntable(path, points, "mp4")
+    return path
+
+
+def test_an_mp4_is_one_turn_of_the_points(film: Path):
+    """Read by another decoder: a plank is broad twice a turn, and narrow between."""
+    frames, video = [], cv2.VideoCapture(str(film))
+    while (found := video.read())[0]:
+        frames.append(found[1])
+    assert len(frames) == 90 and frames[0].shape == (512, 512, 3)
+    widths = [np.ptp(np.nonzero((frame < 150).any(-1).any(0))[0]) for frame in frames]
+    for broad, narrow in ((0, 22), (45, 67)):
+        assert abs(widths[broad] - widths[narrow]) > 100
+    assert abs(widths[0] - widths[45]) < 40 and abs(widths[22] - widths[67]) < 40
+    assert [each.name for each in film.parent.iterdir()] == [film.name]
+
+
+@pytest.mark.slow
+def test_a_browser_plays_the_mp4(film: Path):
+    page = film.with_suffix(".html")
+    page.write_text(f'<video src="{film.name}" muted autoplay></video>')
+    with chromium(600, 600) as window:
+        window.get(page.as_uri())
+        wait(window, "document.querySelector('video').currentTime > 0.3", 60)
+        video = window.execute_script("const v = document.querySelector('video'); return [v.videoWidth, v.duration]")
+        assert video == [512, pytest.approx(3.6, abs=0.1)] and complaints(window) == []
 
 
 def test_a_mask_of_another_size_is_named(run: Path, tmp_path: Path):
