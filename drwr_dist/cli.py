@@ -21,6 +21,8 @@ from drwr_dist.errors import DrwrError, UsageError
 
 Options = TypeVar("Options")
 
+PRESETS = Path(__file__).with_name("configs")  # come with the package
+
 
 def run_verb(main: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | None = None) -> typing.NoReturn:
     """Run `main(arguments)` and exit: 0 done, 2 usage error, 1 failed work, 130 interrupted.
@@ -46,7 +48,8 @@ def run_verb(main: Callable[[Sequence[str]], int | None], arguments: Sequence[st
 def load_options(schema: type[Options], arguments: Sequence[str], *, verb: str, with_file: bool = True) -> Options:
     """Build `schema` from its defaults, the YAML file of `config=FILE`, and the `key=value` arguments, in that order.
 
-    A group that has a key `path` may be given as one word: `data=DIR` is `data.path=DIR`.
+    A group that has a key `path` may be given as one word: `data=DIR` is `data.path=DIR`. A preset that comes with the
+    package goes by its name alone: `config=demo`.
 
     Raises:
         UsageError: an argument without `=`, an unknown key, a value of the wrong type, an unreadable file.
@@ -76,9 +79,24 @@ def _split_argument(argument: str, verb: str) -> tuple[str, str]:
     return key, value
 
 
+def preset_names() -> list[str]:
+    """Return the names of the presets that come with the package."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
+
+
+def _find_file(path: str) -> Path:
+    """Return the file of `config=…`: the path as it is, or the preset of this name where no such file exists."""
+    if Path(path).is_file() or path not in preset_names():
+        return Path(path)
+    return PRESETS / f"{path}.yaml"
+
+
 def _read_file(path: str) -> dict[str, Any]:
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), Loader=_Numbers)
+        content = yaml.load(_find_file(path).read_text(encoding="utf-8"), Loader=_Numbers)
+    except FileNotFoundError as error:
+        presets = ", ".join(preset_names())
+        raise UsageError(f"config={path}: No such file; presets that go by their name: {presets}") from error
     except OSError as error:
         raise UsageError(f"config={path}: {error.strerror or error}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -170,6 +188,8 @@ def help_text(schema: type, verb: str, with_file: bool = True) -> str:
     """Return the help of `schema`: every key with its type, default and the comment beside its field."""
     summary = (inspect.getdoc(schema) or "").splitlines()[0]
     head = f"usage: python -m drwr_dist.{verb} {'[config=FILE] ' if with_file else ''}key=value …\n\n{summary}\n"
+    if with_file:
+        head += f"config=FILE: a YAML file with these keys, or one of the presets {', '.join(preset_names())}.\n"
     rows = list(_help_rows(schema, ""))
     width = max(len(left) for left, _ in rows)
     return head + "\n" + "\n".join(f"  {left.ljust(width)}  {right}" for left, right in rows)

@@ -70,6 +70,15 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, content: str):
         load(f"config={file}")
 
 
+def test_presets_of_the_package_go_by_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert load("config=demo", "steps=5").model.points == 1000
+    (tmp_path / "demo").write_text("model:\n  points: 7\n")  # one's own file of this name comes first
+    assert load("config=demo").model.points == 7
+    with pytest.raises(UsageError, match=r"config=paper\.yml: No such file.* paper"):
+        load("config=paper.yml")
+
+
 def test_an_unknown_key_in_a_file_names_the_file(tmp_path: Path):
     file = tmp_path / "typo.yaml"
     file.write_text("optimiser:\n  learning_rate: 1\n")
