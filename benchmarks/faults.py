@@ -20,7 +20,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -218,18 +219,11 @@ def damaged_shard(trial: Trial) -> Cost:
 
 def full_disk(trial: Trial) -> Cost:
     """Fill the disk of the run: it fails and says so, nothing is lost; with room again it goes on."""
-    size = ["-o", "size=64m"]
-    subprocess.run(["mount", "-t", "tmpfs", *size, "tmpfs", str(trial.storage)], check=True)
-    try:
+    with small_disk(trial.storage):
         trial.start()
         before = trial.strike_at()
         begin = time.monotonic()
-        with (trial.storage / "ballast").open("wb", buffering=0) as ballast:
-            try:
-                while True:
-                    ballast.write(b"0" * 4096)
-            except OSError:
-                pass
+        fill(trial.storage / "ballast")
         code = trial.ended()
         detected = time.monotonic() - begin
         if code != 1 or "No space left" not in trial.log:
@@ -243,11 +237,8 @@ def full_disk(trial: Trial) -> Cost:
         if code := trial.ended():
             raise TrainingError(f"exit code {code}: {trial.log[-500:]}")
         shutil.copytree(trial.run, trial.folder / "kept")
-        return Cost("full_disk", detected, again, before - trial.resumed_at())
-    finally:
-        subprocess.run(["umount", "-l", str(trial.storage)], check=True)
-        if (trial.folder / "kept").exists():
-            shutil.copytree(trial.folder / "kept", trial.run)
+    shutil.copytree(trial.folder / "kept", trial.run)
+    return Cost("full_disk", detected, again, before - trial.resumed_at())
 
 
 def kill_node(trial: Trial) -> Cost:
@@ -274,6 +265,26 @@ def kill_node(trial: Trial) -> Cost:
 
 _ALL = (kill_worker, kill_driver, terminate_driver, damaged_checkpoint, damaged_shard, full_disk, kill_node)
 FAULTS: dict[str, Callable[[Trial], Cost]] = {function.__name__: function for function in _ALL}
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[None]:
+    """Lay a file system of 64 MiB over a folder."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(path: Path) -> None:
+    """Write a file until its disk is full."""
+    with path.open("wb", buffering=0) as ballast:
+        try:
+            while True:
+                ballast.write(b"0" * 4096)
+        except OSError:
+            pass
 
 
 def damage(path: Path, kind: str) -> None:

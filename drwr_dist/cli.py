@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import errno
 import inspect
 import os
 import re
@@ -23,6 +24,9 @@ Options = TypeVar("Options")
 
 PRESETS = Path(__file__).with_name("configs")  # come with the package
 
+# What a disk, a file system or its owner refuses; Python's line about it names the file.
+_OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
+
 
 def run_verb(main: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | None = None) -> typing.NoReturn:
     """Run `main(arguments)` and exit: 0 done, 2 usage error, 1 failed work, 130 interrupted.
@@ -35,13 +39,18 @@ def run_verb(main: Callable[[Sequence[str]], int | None], arguments: Sequence[st
     except DrwrError as error:
         print(f"error: {error}", file=sys.stderr)
         code = error.exit_code
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        code = 130
     except BrokenPipeError:
         # The reader of our output has gone (`… | head`); Python would complain again while closing stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except OSError as error:
+        if error.errno not in _OF_THE_MACHINE:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        code = 1
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
     sys.exit(code)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -126,8 +127,10 @@ class Monitor:
         self._writer.add_mesh(tag, points[None], colours[None], config_dict=CLOUD_STYLE, global_step=step)
 
     def flush(self) -> None:
-        """Bring what TensorBoard's writer holds back to its file."""
+        """Bring the history to the disk itself: it must not be older than a checkpoint, should the power go."""
         self._writer.flush()
+        self._file.flush()
+        os.fsync(self._file.fileno())
 
     def text(self, tag: str, content: str) -> None:
         """Show a text, the resolved configuration for example, on TensorBoard's text page."""

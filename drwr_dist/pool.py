@@ -22,6 +22,7 @@ Result = TypeVar("Result")
 
 ENGINES = ("auto", "processes", "ray")
 _AHEAD = 4  # jobs per worker that are under way or waiting to be written: bounds what results can hold in memory
+_WITHOUT_CPU = 300.0  # seconds for which a cluster may be without any CPU
 _DIED = "a worker process died, perhaps for lack of memory; try fewer workers (workers=1 shows which object)"
 
 
@@ -104,9 +105,9 @@ def _run_on_ray(function: Callable[[Job], Result], jobs: Iterable[Job], crew: Cr
             for job in jobs:
                 waiting.append(task.remote(job))
                 if len(waiting) >= _AHEAD * count:
-                    yield ray.get(waiting.popleft())
+                    yield _take(waiting.popleft())
             while waiting:
-                yield ray.get(waiting.popleft())
+                yield _take(waiting.popleft())
         except ray.exceptions.RayTaskError as error:
             raise error.cause from None  # what `function` raised
         except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
@@ -114,6 +115,19 @@ def _run_on_ray(function: Callable[[Job], Result], jobs: Iterable[Job], crew: Cr
         finally:
             for reference in waiting:
                 ray.cancel(reference, force=True)
+
+
+def _take(reference: Any) -> Any:
+    """Wait for a task, which may take as long as it needs while there is a CPU that could run it."""
+    import ray
+
+    while not ray.wait([reference], timeout=_WITHOUT_CPU)[0]:
+        if ray.cluster_resources().get("CPU", 0) < 1:
+            raise DrwrError(
+                f"the Ray cluster has no CPU to run a task on, and nothing has come for {_WITHOUT_CPU:.0f} s; add "
+                "nodes, or use workers=1 to work in this process"
+            )
+    return ray.get(reference)
 
 
 @contextmanager

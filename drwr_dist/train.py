@@ -23,6 +23,7 @@ from drwr_dist.engine.validation import SPLIT
 from drwr_dist.errors import TrainingError, UsageError
 from drwr_dist.evaluate import PREDICTIONS, EvaluateOptions, evaluate_run
 from drwr_dist.gallery import GALLERY, write_gallery
+from drwr_dist.lease import sole_owner
 from drwr_dist.model import HALVINGS
 from drwr_dist.monitor import METRICS, TENSORBOARD, write_hparams
 from drwr_dist.report import REPORT
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     index = load_index(config.data.path)
     table = check_against_data(config, index)
     console = Console()
-    with driver.run_lock(storage.folder):
+    with driver.run_lock(storage.folder), sole_owner(storage, console.print) as taken_by:
         prepare(storage, config, index, console)
         if is_complete(storage, config):
             console.print(
@@ -54,7 +55,9 @@ def main(arguments: Sequence[str]) -> int:
         describe(config, table, console)
         try:
             with driver.ray_session(config.cluster, workers_range(config.workers)[1]):
-                outcome = driver.train(config, console)
+                outcome = driver.train(config, console, should_stop=lambda: bool(taken_by()))
+            if taken_by():
+                raise TrainingError(f"{storage.address}: {taken_by()} has taken this run over, so it ends here")
         except TrainingError:
             tell_what_is_left(storage, config, arguments, console)
             raise

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from toy import drwr
 
-from drwr_dist.cli import help_text, load_options
+from drwr_dist.cli import help_text, load_options, run_verb
 from drwr_dist.config import TrainConfig, from_plain, to_plain
 from drwr_dist.errors import UsageError
 from drwr_dist.validation import validate
@@ -107,3 +110,17 @@ def test_every_preset_loads():
     assert presets
     for preset in presets:
         load(f"config={preset}")
+
+
+@pytest.mark.parametrize(("number", "foreseen"), [(errno.ENOSPC, True), (errno.EROFS, True), (errno.ENOENT, False)])
+def test_what_the_disk_refuses_is_one_line_and_a_mistake_of_ours_is_a_traceback(
+    number: int, foreseen: bool, capsys: pytest.CaptureFixture[str]
+):
+    def work(arguments: Sequence[str]) -> int:
+        raise OSError(number, os.strerror(number), "/runs/run/result.json")
+
+    with pytest.raises(SystemExit if foreseen else OSError) as caught:
+        run_verb(work, [])
+    if foreseen:
+        assert caught.value.code == 1
+        assert capsys.readouterr().err == f"error: [Errno {number}] {os.strerror(number)}: '/runs/run/result.json'\n"

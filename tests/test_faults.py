@@ -19,10 +19,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from test_train import start, train, wait_for, wait_for_step
 from toy import rows
 
+from drwr_dist import pool
 from drwr_dist.data.index import load_index, read_sample
 from drwr_dist.data.sample import split_members
 from drwr_dist.data.stream import SampleTable
 from drwr_dist.data.writer import EncodedSample
+from drwr_dist.errors import DrwrError
 
 pytestmark = pytest.mark.slow
 
@@ -172,6 +174,17 @@ def test_too_small_a_cluster_is_not_waited_for_forever(toy_dataset: Path, tmp_pa
     assert done.returncode == 1, done.stdout
     assert "cluster.start_timeout" in done.stderr and "3 worker(s) of CPU 1 each" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_tasks_do_not_wait_forever_for_a_cluster_without_cpus(monkeypatch: pytest.MonkeyPatch):
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    monkeypatch.setattr(pool, "_WITHOUT_CPU", 2.0)
+    try:
+        with pytest.raises(DrwrError, match="no CPU to run a task on"):
+            list(pool.run_ordered(len, ["a", "bc"], pool.Crew(2, "ray")))
+    finally:
+        cluster.shutdown()
 
 
 def test_a_folder_that_the_nodes_do_not_share_is_refused(toy_dataset: Path, tmp_path: Path):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import threading
+import time
 from pathlib import Path
 
 import fsspec
@@ -13,10 +15,11 @@ from test_shards_remote import Proxy, _own_cache, bucket, first, forget_connecti
 from test_train import start, train, wait_for
 from toy import drwr, rows
 
-from drwr_dist import checkpoint
+from drwr_dist import checkpoint, lease
 from drwr_dist.engine import uploads
 from drwr_dist.engine.uploads import Uploads
 from drwr_dist.errors import DataError, TrainingError, UsageError
+from drwr_dist.lease import sole_owner
 from drwr_dist.storage import Storage
 
 
@@ -126,6 +129,40 @@ class TestBucket:
             with pytest.raises(TrainingError, match=rf"gave up after 1 s: the checkpoints are in {storage.folder}"):
                 stubborn.close()
         forget_connections()
+
+    def test_two_who_train_the_same_run_are_noticed(
+        self,
+        bucket: str,  # noqa: F811
+        monkeypatch: pytest.MonkeyPatch,
+    ):
+        monkeypatch.setattr(lease, "RENEWAL", 0.2)
+        monkeypatch.setattr(lease, "PATIENCE", 1.5)
+        monkeypatch.setattr(lease, "LOOK", 0.1)
+        storage, told = Storage.at(f"{bucket}/runs/one"), []
+        with sole_owner(storage, told.append) as taken_by:
+            with pytest.raises(UsageError, match=r"process \d+ on .* is training this run"), sole_owner(storage, print):
+                pass
+            assert not taken_by() and not told
+            theirs = {"owner": "they", "host": "elsewhere", "process": 1, "machine": "another"}
+            fsspec.filesystem("s3").pipe_file(f"{bucket}/runs/.one.lease.json", json.dumps(theirs).encode())
+            wait_for(taken_by, timeout=10)
+            assert taken_by() == "process 1 on elsewhere"
+        begin = time.monotonic()
+        with sole_owner(storage, told.append):  # they renew nothing: gone
+            assert time.monotonic() - begin > 1.4 and "process 1 on elsewhere was at this run" in told[0]
+        assert checkpoint.remote_names(f"{bucket}/runs") == [], "who ends properly leaves nothing behind"
+
+    def test_a_killed_owner_on_this_machine_is_not_waited_for(
+        self,
+        bucket: str,  # noqa: F811
+    ):
+        ended = subprocess.Popen(["true"])
+        ended.wait()
+        theirs = {"owner": "they", "host": "here", "process": ended.pid, "machine": lease._machine()}
+        fsspec.filesystem("s3").pipe_file(f"{bucket}/runs/.one.lease.json", json.dumps(theirs).encode())
+        begin = time.monotonic()
+        with sole_owner(Storage.at(f"{bucket}/runs/one"), print):
+            assert time.monotonic() - begin < 5
 
 
 def test_urls_that_cannot_be_written_are_refused():

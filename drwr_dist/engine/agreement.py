@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 
-from drwr_dist.errors import TrainingError
+from drwr_dist.errors import DrwrError, TrainingError
+
+Made = TypeVar("Made")
 
 
 @dataclass
@@ -69,6 +72,22 @@ def fail_together(message: str | None) -> None:
     told = [text for text in messages if text]
     if told:
         raise TrainingError("; ".join(told))
+
+
+def on_first_rank(work: Callable[[], Made]) -> Made | None:
+    """Do on rank 0 what can fail there alone; return what it made there, None elsewhere. All ranks must call this.
+
+    Raises:
+        TrainingError: on all ranks, where `work` can't use what it finds, or can't read or write a file.
+    """
+    made, problem = None, None
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            made = work()
+        except (DrwrError, OSError) as error:
+            problem = str(error)
+    fail_together(problem)
+    return made
 
 
 def count_together(names: Iterable[str]) -> Counter[str]:

@@ -7,6 +7,7 @@ import fcntl
 import logging
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import ray
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
 from drwr_dist.config import ClusterConfig, TrainConfig, to_plain
@@ -70,13 +72,28 @@ def ray_session(cluster: ClusterConfig, most_workers: int) -> Iterator[None]:
     if address == "local":
         # The promise is that a laptop runs what a cluster runs: more workers than cores share the cores.
         cores = max(os.cpu_count() or 1, int(most_workers * cluster.cpus_per_worker + 1))
-        ray.init(address="local", num_cpus=cores, include_dashboard=False, object_store_memory=OBJECT_STORE, **quiet)
+        start_ray(cores, quiet)
     else:
         join_cluster(address, quiet)
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def start_ray(cores: int, settings: dict[str, Any]) -> None:
+    """Start Ray on this machine, for this process.
+
+    Raises:
+        TrainingError: it doesn't come up.
+    """
+    try:
+        ray.init(address="local", num_cpus=cores, include_dashboard=False, object_store_memory=OBJECT_STORE, **settings)
+    except OSError:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise TrainingError(f"Ray does not start on this machine: {reason}") from error
 
 
 def join_cluster(address: str, settings: dict[str, Any]) -> None:
@@ -120,7 +137,7 @@ def train(
     check_shared(storage, config.data.path)
     # What lies on disk is the truth (see drwr_dist.checkpoint); Ray's list may be cut off or outdated after a kill.
     (run / SNAPSHOT).unlink(missing_ok=True)
-    board = ray.remote(num_cpus=0)(Board).remote()
+    board = start_board()
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={"config": to_plain(config), "board": board, "until": until},
@@ -136,6 +153,12 @@ def train(
     if outcome.get("outcome") == "failed":
         raise TrainingError(outcome["message"])
     return outcome
+
+
+def start_board() -> Any:
+    """Start the board on this node, whose end is the driver's end too; on another one it could be lost with it."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, max_restarts=-1, scheduling_strategy=here)(Board).remote()
 
 
 def scaling(config: TrainConfig) -> ScalingConfig:
@@ -165,10 +188,14 @@ def _fit_with_progress(
     thread = threading.Thread(target=fit, daemon=True, name="fit")
     with TrainingProgress(console, config.steps) as progress, on_interrupt(_asking(board, progress)):
         thread.start()
-        shown = 0
+        shown, looked = 0, time.monotonic()
         while thread.is_alive():
             thread.join(timeout=0.3)
             shown, silence = _show(progress, board, shown)
+            if silence is None:
+                silence = time.monotonic() - looked
+            else:
+                looked = time.monotonic()
             if silence > config.cluster.start_timeout and thread.is_alive():
                 raise TrainingError(f"no workers for {silence:.0f} s (cluster.start_timeout): {_shortage(config)}")
             if should_stop():
@@ -187,12 +214,16 @@ def _shortage(config: TrainConfig) -> str:
     return f"{fewest} worker(s) of {wants} each are needed, the cluster has {has}; lower workers=…, or add nodes"
 
 
-def _show(progress: TrainingProgress, board: Any, shown: int) -> tuple[int, float]:
-    """Bring the progress and the notices up to date; return how many notices were shown, and rank 0's silence in s."""
+def _show(progress: TrainingProgress, board: Any, shown: int) -> tuple[int, float | None]:
+    """Bring the progress and the notices up to date.
+
+    Returns:
+        How many notices were shown, and for how many seconds rank 0 has been silent; None: the board doesn't answer.
+    """
     try:
         values, notices, silence = ray.get(board.read.remote(), timeout=5)
     except Exception:  # a busy machine: the next look will do
-        return shown, 0.0
+        return shown, None
     for notice in notices[shown:]:
         progress.notice(notice)
     if values:

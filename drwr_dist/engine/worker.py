@@ -9,6 +9,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,7 +28,7 @@ from drwr_dist.data.index import load_index
 from drwr_dist.data.remote import join
 from drwr_dist.data.stream import Batch, SampleTable, batches
 from drwr_dist.engine import layout, schedule
-from drwr_dist.engine.agreement import Tally, agree, fail_together, gather_rows, share
+from drwr_dist.engine.agreement import Tally, agree, fail_together, gather_rows, on_first_rank, share
 from drwr_dist.engine.board import Courier
 from drwr_dist.engine.initial_weights import initial_weights
 from drwr_dist.engine.objective import not_finite_keys, objective
@@ -77,7 +78,7 @@ class Worker:
         self.skips: Counter[str] = Counter()  # shard -> samples that were skipped so far, over all ranks
         self.start = self._restore()
         self.network = self._distributed()
-        self.monitor = self._monitor() if self.rank == 0 else None
+        self.monitor = on_first_rank(self._monitor)
         self.uploads = self._uploads() if self.rank == 0 else None
         self._trouble: str | None = None  # what went wrong on this rank alone; told to all at the next agreement
         self.stragglers = Stragglers(self._names())
@@ -94,12 +95,25 @@ class Worker:
     ) -> None:
         try:
             if self.monitor:
-                self.monitor.__exit__(kind, error, trace)
+                with self._writing():
+                    self.monitor.__exit__(kind, error, trace)
             if self.uploads:
                 self.uploads.close()
         finally:
             if self.courier:
                 self.courier.close()
+        if self._trouble and not error:
+            raise TrainingError(self._trouble)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Note that a file can't be written, on rank 0: all ranks end at the next agreement, or when they save."""
+        try:
+            yield
+        except OSError as error:
+            self._trouble = self._trouble or (
+                f"{self.run}: the history can't be written: {error}; make room and run the same command again"
+            )
 
     def _names(self) -> list[str]:
         names = [f"rank {self.rank} on {socket.gethostname()}, process {os.getpid()}"]
@@ -133,13 +147,7 @@ class Worker:
 
         Rank 0 reads it and all others get its bytes: they can't come to different conclusions about what is newest.
         """
-        found, problem = None, None
-        if self.rank == 0:
-            try:
-                found = self._read_newest()
-            except DrwrError as error:
-                problem = str(error)
-        fail_together(problem)
+        found = on_first_rank(self._read_newest)
         step, best = json.loads(share(json.dumps(found[1:] if found else (0, None)).encode(), self.device))
         self.best = best
         content = share(found[0].content if found else None, self.device)
@@ -307,19 +315,18 @@ class Worker:
         self.courier.progress(step=done, **row)
         self._clock = (since, count)
         if due:
-            try:
-                row |= {"straggler_seconds": wait, "workers": self.world_size}
+            row |= {"straggler_seconds": wait, "workers": self.world_size}
+            with self._writing():
                 self.monitor.log(done, row | self.timer.close_interval() | memory(self.device))
                 self.monitor.skips(done, self.skips)
-            except OSError as error:
-                self._trouble = f"{self.run / METRICS}: can't be written: {error}; make room and run the command again"
             self._clock = (time.perf_counter(), 0.0)
 
     def illustrate(self, steps_done: int) -> None:
         """Show pictures and clouds of a few objects, where that is due (rank 0)."""
         if self.monitor and self.pictures.is_due(steps_done):
             predict = predictor(self.model, self.device, self.dtype, AS_IT_IS)
-            self.pictures.draw(steps_done, predict, self.monitor)
+            with self._writing():
+                self.pictures.draw(steps_done, predict, self.monitor)
 
     def validate(self, steps_done: int) -> bool:
         """Score the validation split, where that is due; return whether the weights are the best so far."""
@@ -342,7 +349,8 @@ class Worker:
         is_best = checkpoint.is_better(score, self.best, config.metric)
         self.best = score if is_best else self.best
         if self.monitor and self.courier:
-            self.monitor.validation(steps_done, self.scores)
+            with self._writing():
+                self.monitor.validation(steps_done, self.scores)
             note = "the best so far" if is_best else f"best: {self.best:.4f}"
             self.courier.notice(f"step {steps_done}: validation {config.metric} {score:.4f} ({note})")
         return is_best
@@ -366,9 +374,9 @@ class Worker:
     def _write(self, steps_done: int) -> Path:
         assert self.monitor and self.uploads
         meta = {"seed": self.config.seed} | ({"validation": self.scores} if self.scores else {})
+        self.monitor.flush()  # a checkpoint that counts has its history on disk
         path = checkpoint.write(self.run, steps_done, self._state(), meta)
         checkpoint.prune(self.run, self.config.checkpoint.keep, self.config.validation.metric, self._damaged)
-        self.monitor.flush()
         self.uploads.add(path.name, self._damaged)
         self._damaged = tuple(name for name in self._damaged if name != path.name)
         return path
@@ -384,4 +392,5 @@ class Worker:
     def describe(self, config_yaml: str) -> None:
         """Write the resolved configuration to TensorBoard (rank 0, once)."""
         if self.monitor and self.start == 0:
-            self.monitor.text("config", config_yaml)
+            with self._writing():
+                self.monitor.text("config", config_yaml)
