@@ -15,6 +15,7 @@ checkpoint, and at the end the whole curve, the validation scores and the checkp
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import shutil
@@ -28,16 +29,16 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from faults import FaultOptions, Trial, damage, descendants, difference, fill, reference, small_disk
 from ray.cluster_utils import Cluster
+from struck import FaultOptions, Trial, damage, descendants, difference, fill, reference, small_disk
 
+from drwr_dist import checkpoint
 from drwr_dist.cli import load_options, run_verb
 from drwr_dist.data.index import load_index
-from drwr_dist.engine import checkpoint
 from drwr_dist.errors import TrainingError
 from drwr_dist.monitor import read_rows
 
-PLACES = ("here", "cluster")  # Ray of the command's own, or a cluster that outlives it
+PLACES = ("cluster", "cluster", "cluster", "here")  # of rounds: a cluster that outlives them, or Ray of their own
 WORKERS = ("1", "1", "1", "2", "2", "[1,2]")
 STARTING = 20.0  # seconds within which `kill_start` strikes
 
@@ -52,7 +53,7 @@ class ChaosOptions(FaultOptions):
     per_run: int = 5  # faults that strike a run
     place: str = ""  # here | cluster: only rounds there, so that two calls can share the work; empty: in turn
     results: str = ""  # file of what was found; empty: <output>/chaos.jsonl
-    minutes: float = 0.0  # after which no round is begun that might last longer; 0: until all is done
+    minutes: float = 0.0  # after which nothing is struck and no run begun any more; 0: until all is done
 
 
 class StruckRun(Trial):
@@ -123,8 +124,7 @@ def power_off(run: StruckRun) -> None:
 
 
 def kill_start(run: StruckRun) -> None:
-    """SIGKILL of the command, and again while it starts."""
-    assert run.process
+    """SIGKILL of the command, and again while it starts: two faults."""
     kill_driver(run)
     time.sleep(run.random.uniform(0.5, STARTING))
     kill_driver(run)
@@ -183,14 +183,15 @@ _ALL = (
     kill_worker, kill_node, kill_driver, power_off, kill_start, terminate, damaged_checkpoint, damaged_shard, full_disk,
 )  # fmt: skip
 KINDS: dict[str, Callable[[StruckRun], None]] = {function.__name__: function for function in _ALL}
+OFTEN = ("kill_worker", "kill_worker", "kill_node")
 
 
 # --- a round -----------------------------------------------------------------------------------------------------
 
 
 def deck(options: ChaosOptions, number: int) -> list[str]:
-    """Return the faults of a round: all kinds in a random order, then all of them in another, and so on."""
-    kinds, first = sorted(options.faults or KINDS), number * options.per_run
+    """Return the faults of a round: all kinds in a random order, some of them more often, then in another order."""
+    kinds, first = sorted(options.faults or [*KINDS, *OFTEN]), number * options.per_run
     cards: list[str] = []
     while len(cards) < first + options.per_run:
         shuffled = list(kinds)
@@ -227,21 +228,31 @@ def strike(run: StruckRun, kind: str, target: int) -> dict[str, Any] | None:
     return row | {"seconds": round(time.monotonic() - begin, 1)}
 
 
-def play(options: ChaosOptions, number: int, place: str, cluster: Cluster | None, nodes: list[Any]) -> dict[str, Any]:
-    """Run a round; return its row of the results."""
+def play(
+    options: ChaosOptions, number: int, cluster: Cluster | None, nodes: list[Any], deadline: float
+) -> dict[str, Any]:
+    """Run a round, which is struck until the deadline; return its row of the results."""
     numbers = random.Random(f"{options.seed}-{number}")
     run = StruckRun(options, f"round-{number:03d}", numbers, cluster.address if cluster else "")
     run.ray_cluster, run.nodes = cluster, nodes
     run.settings = ("cluster.max_failures=20",)
-    row: dict[str, Any] = {"round": number, "seed": options.seed, "place": place, "faults": []}
+    row: dict[str, Any] = {
+        "round": number,
+        "seed": options.seed,
+        "place": "cluster" if cluster else "here",
+        "faults": [],
+    }
     begin = time.monotonic()
     with small_disk(run.storage):
         try:
             targets = sorted(numbers.randint(5, 9 * options.steps // 10) for _ in range(options.per_run))
             run.start_again()
             for kind, target in zip(deck(options, number), targets, strict=True):
+                if time.monotonic() > deadline:
+                    break
                 done = strike(run, kind, target)
                 row["faults"] += [done] if done else []
+                row["faults"] += [{"fault": "kill_driver"}] if done and kind == "kill_start" else []
             if code := run.ended():
                 raise TrainingError(f"exit code {code}: {run.log[-1500:]}")
             row["problem"] = difference(run.run, reference(options))
@@ -274,22 +285,22 @@ def main(arguments: Sequence[str]) -> int:
     options = load_options(ChaosOptions, arguments, verb="chaos", with_file=False)
     options.output = os.path.abspath(options.output)
     path = Path(options.results or Path(options.output, "chaos.jsonl"))
-    begin, longest = time.monotonic(), 0.0
+    deadline = time.monotonic() + 60 * options.minutes if options.minutes else math.inf
     reference(options)
     places = [options.place] if options.place else PLACES
     with a_cluster() if "cluster" in places else nullcontext((None, [])) as (cluster, nodes):
-        while sum(len(row["faults"]) for row in read_rows(path)) < options.count:
-            known = {row["round"] for row in read_rows(path)}
-            number = next(n for n in count() if n not in known and PLACES[n % 2] in places)
-            if options.minutes and time.monotonic() - begin + longest > 60 * options.minutes:
+        while time.monotonic() < deadline:
+            rows = read_rows(path)
+            if sum(len(row["faults"]) for row in rows) >= options.count:
                 break
-            place = PLACES[number % 2]
-            row = play(options, number, place, cluster if place == "cluster" else None, nodes)
-            longest = max(longest, row["seconds"])
+            known = {row["round"] for row in rows}
+            number = next(n for n in count() if n not in known and PLACES[n % len(PLACES)] in places)
+            row = play(options, number, cluster if PLACES[number % len(PLACES)] == "cluster" else None, nodes, deadline)
             with path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            struck = ", ".join(f"{fault['fault']} at {fault['step']}" for fault in row["faults"])
-            print(f"round {number} ({place}, {row['seconds']} s): {struck}: {row['problem'] or 'the same'}", flush=True)
+            struck = ", ".join(f"{fault['fault']} at {fault.get('step', 'once more')}" for fault in row["faults"])
+            verdict = row["problem"] or "the same curve"
+            print(f"round {number} ({row['place']}, {row['seconds']} s): {struck}: {verdict}", flush=True)
     return summary(read_rows(path))
 
 

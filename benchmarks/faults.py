@@ -14,42 +14,20 @@ import json
 import math
 import os
 import random
-import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ray.cluster_utils import Cluster
+from struck import FaultOptions, Trial, damage, difference, fill, poison, reference, small_disk
 
 from drwr_dist import checkpoint
 from drwr_dist.cli import load_options, run_verb
 from drwr_dist.data.index import load_index
 from drwr_dist.errors import TrainingError
-from drwr_dist.monitor import METRICS, read_rows
-
-SETTINGS = (
-    "model.points=64", "model.channels=4", "model.hidden=16", "loss.grid=32", "global_batch=4", "log_every=1",
-    "precision=float64", "evaluation.split=", "cluster.timeout=60", "loader.cache_megabytes=0", "validation.every=40",
-)  # fmt: skip
-PATIENCE = 400.0  # seconds after which a run that should have got somewhere hangs
-
-
-@dataclass
-class FaultOptions:
-    """Strike small runs with faults and measure what each costs."""
-
-    data: str = "shards/demo"  # folder of a dataset; it is copied, never changed
-    output: str = "???"  # folder for the runs
-    faults: list[str] = field(default_factory=list)  # only these; empty: all
-    steps: int = 400  # of each run
-    every: int = 40  # steps between checkpoints
-    seed: int = 0  # of the places where the faults strike
 
 
 @dataclass
@@ -61,94 +39,6 @@ class Cost:
     again: float = math.nan  # seconds
     redone: int = 0  # steps
     problem: str = ""
-
-
-class Trial:
-    """A run that is struck: its folders, its process, what it prints."""
-
-    def __init__(self, options: FaultOptions, name: str, random_numbers: random.Random, cluster: str = ""):
-        self.options, self.name, self.random = options, name, random_numbers
-        self.folder = Path(options.output, name)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self.data, self.storage = self.folder / "data", self.folder / "storage"
-        self.storage.mkdir(parents=True)
-        shutil.copytree(options.data, self.data)
-        self.cluster = cluster
-        self.process: subprocess.Popen[str] | None = None
-        self.settings: tuple[str, ...] = ()
-
-    @property
-    def run(self) -> Path:
-        """The run's folder."""
-        return self.storage / "run"
-
-    @property
-    def log(self) -> str:
-        """Everything that the command has printed."""
-        return (self.folder / "log").read_text()
-
-    def start(self, *extra: str) -> None:
-        """Start the command (again); what it prints goes to the end of one file."""
-        steps = (f"steps={self.options.steps}", f"checkpoint.every={self.options.every}", *self.settings)
-        places = (f"data={self.data}", f"storage={self.storage}", "name=run")
-        where = (f"cluster.address={self.cluster}",) if self.cluster else ()
-        workers = () if any(entry.startswith("workers=") for entry in (*self.settings, *extra)) else ("workers=2",)
-        line = [sys.executable, "-m", "drwr_dist.train", *places, *SETTINGS, *steps, *where, *workers, *extra]
-        with (self.folder / "log").open("a") as log:
-            self.process = subprocess.Popen(line, stdout=log, stderr=log, text=True)
-
-    def step(self) -> int:
-        """Return the last step in the run's history."""
-        history = read_rows(self.run / METRICS)
-        return int(history[-1]["step"]) if history else 0
-
-    def wait(self, condition: Callable[[], object], what: str, ends: bool = False) -> None:
-        """Wait for a condition. Raises TrainingError where it takes too long, or the command ends (unless it may)."""
-        assert self.process
-        deadline = time.monotonic() + PATIENCE
-        while not condition():
-            if self.process.poll() is not None and not ends and not condition():
-                raise TrainingError(f"ended with {self.process.returncode} before {what}: {self.log[-500:]}")
-            if time.monotonic() > deadline:
-                raise TrainingError(f"hangs: not {what} after {PATIENCE:.0f} s: {self.log[-500:]}")
-            time.sleep(0.05)
-
-    def ended(self) -> int:
-        """Wait for the end of the command; return its exit code."""
-        assert self.process
-        self.wait(lambda: self.process and self.process.poll() is not None, "ended", ends=True)
-        return int(self.process.returncode)
-
-    def strike_at(self, step: int | None = None) -> int:
-        """Wait for a random step between the second checkpoint and three quarters of the run; return where it is."""
-        first, last = 2 * self.options.every, 3 * self.options.steps // 4
-        chosen = step or self.random.randint(first, last)
-        self.wait(lambda: self.step() >= chosen, f"at step {chosen}")
-        return self.step()
-
-    def workers(self) -> list[int]:
-        """Return the processes of the training workers below the command, or below the cluster."""
-        assert self.process
-        return descendants(os.getpid() if self.cluster else self.process.pid, "RayTrainWorker")
-
-    def training_again(self, resumed: int) -> None:
-        """Wait until steps are trained after the so-manieth resumption."""
-        self.wait(lambda: len(re.findall("resuming after step", self.log)) >= resumed, "resumed")
-        self.wait(lambda: self.step() > self.resumed_at(), "training again")
-
-    def resumed_at(self) -> int:
-        """Return the step at which the run was last taken up."""
-        return int(re.findall(r"resuming after step (\d+)", self.log)[-1])
-
-
-def descendants(ancestor: int, name: str) -> list[int]:
-    """Return the processes below one whose command line holds a name."""
-    table = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True).stdout
-    entries = [line.split(None, 2) for line in table.splitlines()[1:]]
-    family = {ancestor}
-    for _ in range(6):
-        family |= {int(pid) for pid, parent, _ in entries if int(parent) in family}
-    return sorted(int(pid) for pid, _, *rest in entries if int(pid) in family and rest and name in rest[0])
 
 
 # --- the faults ------------------------------------------------------------------------------------------------
@@ -241,94 +131,71 @@ def full_disk(trial: Trial) -> Cost:
     return Cost("full_disk", detected, again, before - trial.resumed_at())
 
 
-def kill_node(trial: Trial) -> Cost:
+def kill_node(trial: Trial, workers: str = "[1,2]", replace: bool = False) -> Cost:
     """Lose a node of two for good under `workers=[1,2]`: training goes on with the other."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
         cluster.wait_for_nodes()
-        trial.cluster, trial.settings = cluster.address, ("workers=[1,2]",)
+        trial.cluster, trial.settings = cluster.address, (f"workers={workers}",)
         trial.start()
         before, old = trial.strike_at(), trial.workers()
         begin = time.monotonic()
         cluster.remove_node(trial.random.choice(nodes), allow_graceful=False)
         trial.wait(lambda: not set(old) & set(trial.workers()), "rid of the old workers")
         detected = time.monotonic() - begin
+        if replace:
+            cluster.add_node(num_cpus=1)
         trial.training_again(1)
-        cost = Cost("kill_node", detected, time.monotonic() - begin, before - trial.resumed_at())
+        again = time.monotonic() - begin
         if code := trial.ended():
             raise TrainingError(f"exit code {code}: {trial.log[-500:]}")
-        return cost
+        return Cost("replace_node" if replace else "kill_node", detected, again, before - trial.resumed_at())
     finally:
         cluster.shutdown()
 
 
-_ALL = (kill_worker, kill_driver, terminate_driver, damaged_checkpoint, damaged_shard, full_disk, kill_node)
+def replace_node(trial: Trial) -> Cost:
+    """Lose a node of two under `workers=2`; another one comes, and training goes on as soon as it is there."""
+    return kill_node(trial, workers="2", replace=True)
+
+
+def not_finite(trial: Trial) -> Cost:
+    """Read a sample whose cameras are out of all bounds: both ranks end at its step; with sound data it goes on."""
+    key, step = poison(trial.data, trial.random, trial.options.every + 1)
+    trial.start()
+    trial.wait(lambda: trial.step() >= step, f"at step {step}")
+    begin = time.monotonic()
+    code = trial.ended()
+    detected = time.monotonic() - begin
+    if code != 1 or f"step {step}: the loss or its gradient is not finite" not in trial.log or key not in trial.log:
+        raise TrainingError(f"exit code {code}, {key} at step {step} should be named: {trial.log[-800:]}")
+    before = trial.step()
+    shutil.copytree(trial.options.data, trial.data, dirs_exist_ok=True)
+    begin = time.monotonic()
+    trial.start()
+    trial.training_again(1)
+    return Cost("not_finite", detected, time.monotonic() - begin, before - trial.resumed_at())
+
+
+def slow_rank(trial: Trial) -> Cost:
+    """Stop a worker for 0.6 s again and again: it is named as a straggler, and nothing has to be done again."""
+    trial.settings = ("log_every=5",)
+    trial.start()
+    trial.strike_at(trial.options.every)
+    victim, begin = trial.random.choice(trial.workers()), time.monotonic()
+    while f"process {victim} lets the others wait" not in trial.log:
+        for number, pause in ((signal.SIGSTOP, 0.6), (signal.SIGCONT, 0.02)):
+            os.kill(victim, number)
+            time.sleep(pause)
+    return Cost("slow_rank", time.monotonic() - begin, 0.0)
+
+
+_ALL = (
+    kill_worker, kill_driver, terminate_driver, damaged_checkpoint, damaged_shard, full_disk, kill_node, replace_node,
+    not_finite, slow_rank,
+)  # fmt: skip
 FAULTS: dict[str, Callable[[Trial], Cost]] = {function.__name__: function for function in _ALL}
-
-
-@contextmanager
-def small_disk(folder: Path) -> Iterator[None]:
-    """Lay a file system of 64 MiB over a folder."""
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(folder)], check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill(path: Path) -> None:
-    """Write a file until its disk is full."""
-    with path.open("wb", buffering=0) as ballast:
-        try:
-            while True:
-                ballast.write(b"0" * 4096)
-        except OSError:
-            pass
-
-
-def damage(path: Path, kind: str) -> None:
-    """Spoil a file: remove it, cut it in half, or change bits (one, or one in each KiB)."""
-    content = bytearray(path.read_bytes())
-    if kind == "remove":
-        path.unlink()
-        return
-    if kind == "truncate":
-        content = content[: len(content) // 2]
-    elif kind == "rot":
-        content[::1024] = bytes(byte ^ 0x10 for byte in content[::1024])
-    else:
-        content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-
-
-# --- the comparison --------------------------------------------------------------------------------------------
-
-
-def reference(options: FaultOptions) -> Path:
-    """Train the undisturbed run, if it isn't there yet; return its folder."""
-    done = Path(options.output, "undisturbed", "storage", "run")
-    if checkpoint.name_of(options.steps) not in checkpoint.names(done):
-        trial = Trial(options, "undisturbed", random.Random(0))
-        trial.start("workers=1")
-        if trial.ended():
-            raise TrainingError(f"the undisturbed run failed: {trial.log[-500:]}")
-    return done
-
-
-def difference(run: Path, whole: Path) -> str:
-    """Say how a run's history differs from the undisturbed one; empty: not at all."""
-    for name in (METRICS, "validation.jsonl"):
-        one, other = read_rows(run / name), read_rows(whole / name)
-        if [row["step"] for row in one] != [row["step"] for row in other]:
-            return f"{name}: {len(one)} rows to step {one[-1]['step'] if one else 0}, not {len(other)}"
-        key = "loss" if name == METRICS else "chamfer"
-        worst = max((abs(a[key] - b[key]) / abs(b[key]) for a, b in zip(one, other, strict=True)), default=0.0)
-        if not worst <= (1e-8 if name == METRICS else 1e-5):  # validation is float32
-            return f"{name}: {key} differs by {worst:.1e}"
-    if checkpoint.names(run)[:2] != checkpoint.names(whole)[:2]:
-        return f"checkpoints {checkpoint.names(run)}, not {checkpoint.names(whole)}"
-    return "" if checkpoint.load_newest(run) else "no checkpoint"
 
 
 def strike(options: FaultOptions, fault: str, name: str, seed: int) -> Cost:

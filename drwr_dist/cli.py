@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import errno
 import inspect
 import os
 import re
@@ -18,14 +17,11 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from drwr_dist.errors import DrwrError, UsageError
+from drwr_dist.errors import DrwrError, UsageError, is_refusal
 
 Options = TypeVar("Options")
 
 PRESETS = Path(__file__).with_name("configs")  # come with the package
-
-# What a disk, a file system or its owner refuses; Python's line about it names the file.
-_OF_THE_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE)
 
 
 def run_verb(main: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | None = None) -> typing.NoReturn:
@@ -44,7 +40,7 @@ def run_verb(main: Callable[[Sequence[str]], int | None], arguments: Sequence[st
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as error:
-        if error.errno not in _OF_THE_MACHINE:
+        if not is_refusal(error):
             raise
         print(f"error: {error}", file=sys.stderr)
         code = 1

@@ -20,7 +20,7 @@ from drwr_dist.data.stream import SampleTable, check_views
 from drwr_dist.engine import driver
 from drwr_dist.engine.initial_weights import TF_PREFIX, initial_weights
 from drwr_dist.engine.validation import SPLIT
-from drwr_dist.errors import TrainingError, UsageError
+from drwr_dist.errors import TrainingError, UsageError, refusals_of
 from drwr_dist.evaluate import PREDICTIONS, EvaluateOptions, evaluate_run
 from drwr_dist.gallery import GALLERY, write_gallery
 from drwr_dist.lease import sole_owner
@@ -43,7 +43,8 @@ def main(arguments: Sequence[str]) -> int:
     index = load_index(config.data.path)
     table = check_against_data(config, index)
     console = Console()
-    with driver.run_lock(storage.folder), sole_owner(storage, console.print) as taken_by:
+    here = storage.folder
+    with driver.run_lock(here), sole_owner(storage, console.print) as taken_by, refusals_of(str(here)):
         prepare(storage, config, index, console)
         if is_complete(storage, config):
             console.print(

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 from ray.cluster_utils import Cluster
-from test_train import start, wait_for_step
+from test_train import start, wait_for, wait_for_step
 from toy import REPOSITORY, SMALL_RUN, command, drwr, rows
+
+from drwr_dist.monitor import read_rows
 
 pytestmark = pytest.mark.slow
 
@@ -77,5 +79,27 @@ def test_a_replacement_takes_the_place_of_a_lost_node(cluster, toy_dataset: Path
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=200)
     assert process.returncode == 130, err
+    step = int(rows(tmp_path / "nodes")[-1]["step"])
+    check_against_undisturbed(toy_dataset, tmp_path, (f"steps={step}", *settings))
+
+
+def test_a_node_that_joins_takes_a_worker(toy_dataset: Path, tmp_path: Path):
+    """Ray looks once a minute; the group starts anew from a checkpoint, with two workers, on the same curve."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    try:
+        cluster.add_node(num_cpus=1)
+        cluster.wait_for_nodes()
+        settings = (*SETTINGS[1:], "optimizer.schedule=constant", "loss.repulsion_weight_end=null")
+        address = f"cluster.address={cluster.address}"
+        process = start(toy_dataset, tmp_path, "name=nodes", address, "workers=[1,2]", "steps=100000", *settings)
+        wait_for_step(tmp_path / "nodes", 50, process)
+        assert {row["workers"] for row in rows(tmp_path / "nodes")} == {1}
+        cluster.add_node(num_cpus=1)
+        wait_for(lambda: read_rows(tmp_path / "nodes" / "metrics.jsonl")[-1]["workers"] == 2, process, timeout=240)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=200)
+        assert process.returncode == 130, err
+    finally:
+        cluster.shutdown()
     step = int(rows(tmp_path / "nodes")[-1]["step"])
     check_against_undisturbed(toy_dataset, tmp_path, (f"steps={step}", *settings))

@@ -10,7 +10,7 @@ import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -71,23 +71,28 @@ def fail_together(message: str | None) -> None:
         dist.all_gather_object(messages, message)
     told = [text for text in messages if text]
     if told:
-        raise TrainingError("; ".join(told))
+        raise TrainingError("; ".join(dict.fromkeys(told)))  # what all found, said once
+
+
+def on_all_ranks(work: Callable[[], Made]) -> Made:
+    """Do what can fail on one rank alone, a node that doesn't see a file for example. All ranks must call this.
+
+    Raises:
+        TrainingError: on all ranks, where `work` can't use what it finds on one, or can't read or write a file.
+    """
+    made, problem = None, None
+    try:
+        made = work()
+    except (DrwrError, OSError) as error:
+        problem = str(error)
+    fail_together(problem)
+    return cast(Made, made)
 
 
 def on_first_rank(work: Callable[[], Made]) -> Made | None:
-    """Do on rank 0 what can fail there alone; return what it made there, None elsewhere. All ranks must call this.
-
-    Raises:
-        TrainingError: on all ranks, where `work` can't use what it finds, or can't read or write a file.
-    """
-    made, problem = None, None
-    if not dist.is_initialized() or dist.get_rank() == 0:
-        try:
-            made = work()
-        except (DrwrError, OSError) as error:
-            problem = str(error)
-    fail_together(problem)
-    return made
+    """As `on_all_ranks`, on rank 0 alone; the others get None. All ranks must call this."""
+    first = not dist.is_initialized() or dist.get_rank() == 0
+    return on_all_ranks(work if first else lambda: None)
 
 
 def count_together(names: Iterable[str]) -> Counter[str]:

@@ -28,7 +28,7 @@ from drwr_dist.data.index import load_index
 from drwr_dist.data.remote import join
 from drwr_dist.data.stream import Batch, SampleTable, batches
 from drwr_dist.engine import layout, schedule
-from drwr_dist.engine.agreement import Tally, agree, fail_together, gather_rows, on_first_rank, share
+from drwr_dist.engine.agreement import Tally, agree, fail_together, gather_rows, on_all_ranks, on_first_rank, share
 from drwr_dist.engine.board import Courier
 from drwr_dist.engine.initial_weights import initial_weights
 from drwr_dist.engine.objective import not_finite_keys, objective
@@ -59,7 +59,7 @@ class Worker:
         self.storage = Storage.at(join(config.storage, config.name))
         self.run = self.storage.folder
 
-        index = load_index(config.data.path)
+        index = on_all_ranks(lambda: load_index(config.data.path))
         self.table = SampleTable.select(index, config.data.split, config.data.categories)
         self.plan = self.table.plan(config.seed, config.global_batch)
         if config.validation.every:
