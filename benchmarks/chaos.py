@@ -1,6 +1,6 @@
 """Random faults over small runs: each run is struck several times and must end with the curve of an undisturbed one.
 
-    python benchmarks/chaos.py output=/tmp/chaos faults=100 seed=0 [results=FILE] [minutes=9]
+    python benchmarks/chaos.py output=/tmp/chaos count=100 seed=0 [results=FILE] [minutes=9]
 
 A round is a run of one or two workers, in float64, on a small disk of its own. Every round is struck by faults
 drawn from `KINDS`, at random steps from before the first checkpoint to the end: kinds, places and moments follow from
@@ -9,7 +9,8 @@ workers where it had ended. Checked are: what the command says and returns, that
 checkpoint, and at the end the whole curve, the validation scores and the checkpoints against the undisturbed run.
 
 `results` (JSON lines, one a round) holds what was found; rounds that are in it are not run again, so that a call with
-`minutes` can be repeated until all faults are done. A failed round leaves its folder behind. Needs root for its disks.
+`minutes` can be repeated until all faults are done, and calls with different seeds can share the work. A failed round
+leaves its folder behind. Needs root for its disks.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class ChaosOptions(FaultOptions):
     every: int = 20  # steps between checkpoints
     count: int = 100  # faults to strike with
     per_run: int = 5  # faults that strike a run
-    place: str = ""  # here | cluster: only rounds there, so that two calls can share the work; empty: in turn
+    place: str = ""  # here | cluster: only rounds there; empty: in turn
     results: str = ""  # file of what was found; empty: <output>/chaos.jsonl
     minutes: float = 0.0  # after which nothing is struck and no run begun any more; 0: until all is done
 
@@ -99,14 +100,21 @@ def kill_worker(run: StruckRun) -> None:
 
 
 def kill_node(run: StruckRun) -> None:
-    """Take a node away, and put another in its place."""
+    """Take a node with a worker away, and put another in its place."""
     if not run.ray_cluster:
         return power_off(run)
-    node = run.nodes.pop(run.random.randrange(len(run.nodes)))
+    busy = [node for node in run.nodes if descendants(raylet_of(node), "RayTrainWorker")]
+    node = run.random.choice(busy or run.nodes)
+    run.nodes.remove(node)
     run.ray_cluster.remove_node(node, allow_graceful=False)
     time.sleep(run.random.uniform(0, 3))
     run.nodes.append(run.ray_cluster.add_node(num_cpus=2))
     return None
+
+
+def raylet_of(node: Any) -> int:
+    """Return the process of a node of `ray.cluster_utils.Cluster` that starts its workers."""
+    return int(node.all_processes["raylet"][0].process.pid)
 
 
 def kill_driver(run: StruckRun) -> None:
@@ -233,7 +241,7 @@ def play(
 ) -> dict[str, Any]:
     """Run a round, which is struck until the deadline; return its row of the results."""
     numbers = random.Random(f"{options.seed}-{number}")
-    run = StruckRun(options, f"round-{number:03d}", numbers, cluster.address if cluster else "")
+    run = StruckRun(options, f"round-{options.seed}-{number:03d}", numbers, cluster.address if cluster else "")
     run.ray_cluster, run.nodes = cluster, nodes
     run.settings = ("cluster.max_failures=20",)
     row: dict[str, Any] = {
@@ -293,7 +301,7 @@ def main(arguments: Sequence[str]) -> int:
             rows = read_rows(path)
             if sum(len(row["faults"]) for row in rows) >= options.count:
                 break
-            known = {row["round"] for row in rows}
+            known = {row["round"] for row in rows if row["seed"] == options.seed}
             number = next(n for n in count() if n not in known and PLACES[n % len(PLACES)] in places)
             row = play(options, number, cluster if PLACES[number % len(PLACES)] == "cluster" else None, nodes, deadline)
             with path.open("a") as file:
