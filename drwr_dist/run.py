@@ -62,7 +62,10 @@ def load_config(run: Path) -> tuple[TrainConfig, int]:
         image_size = int(text.splitlines()[0].removeprefix("# image_size: "))
         return from_plain(yaml.safe_load(text)), image_size
     except Exception as error:
-        raise DataError(f"{path}: not a run's configuration: {str(error).splitlines()[0]}") from error
+        reason = "it is empty" if not path.stat().st_size else str(error).splitlines()[0]
+        raise DataError(
+            f"{path}: not a run's configuration: {reason}; restore it, or train afresh with overwrite=true"
+        ) from error
 
 
 def load_run(run: str | os.PathLike[str], which: str = "last") -> TrainedRun:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from shard_tools import encoded, make_sample, write_samples
 from toy import drwr
 
 from drwr_dist.camera import mirrored_cameras
@@ -43,10 +44,32 @@ def steps_of_an_epoch(data: Path, batch: int = 5) -> int:
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_the_world_size_only_slices_the_global_batches(toy_dataset: Path, world_size: int):
+    """Keys, views and mirroring: what a sample looks like in an epoch depends on no rank either."""
     steps = 2 * steps_of_an_epoch(toy_dataset)
-    alone = [batch.keys for batch in stream(toy_dataset, stop=steps)]
-    parts = [stream(toy_dataset, rank=rank, world_size=world_size, stop=steps) for rank in range(world_size)]
-    assert [[key for part in parts for key in part[step].keys] for step in range(steps)] == alone
+    alone = stream(toy_dataset, stop=steps, mirror=True)
+    parts = [
+        stream(toy_dataset, rank=rank, world_size=world_size, stop=steps, mirror=True) for rank in range(world_size)
+    ]
+    for step, whole in enumerate(alone):
+        assert [key for part in parts for key in part[step].keys] == whole.keys
+        for name in ("images", "masks", "world_to_camera"):
+            assert torch.equal(torch.cat([getattr(part[step], name) for part in parts]), getattr(whole, name))
+
+
+def test_more_workers_than_shards_and_uneven_shards(tmp_path: Path):
+    samples = [encoded(make_sample(f"ball/{number}")) for number in range(7)]
+    for folder, per_shard, shards in (("one", 100, [7]), ("uneven", 3, [3, 3, 1])):
+        index = write_samples(tmp_path / folder, samples, per_shard=per_shard)
+        assert [shard.nsamples for shard in index.shards] == shards
+        steps = 2 * steps_of_an_epoch(tmp_path / folder)
+        parts = [stream(tmp_path / folder, rank=rank, world_size=4, stop=steps) for rank in range(4)]
+        keys = [[key for part in parts for key in part[step].keys] for step in range(steps)]
+        assert keys == [batch.keys for batch in stream(tmp_path / folder, stop=steps)]
+        assert (
+            sorted(chain(*keys[: steps // 2]))
+            == sorted(chain(*keys[steps // 2 :]))
+            == sorted(sample.key for sample in samples)
+        )
 
 
 def test_an_epoch_has_every_sample_once_and_epochs_differ(toy_dataset: Path):

@@ -45,7 +45,7 @@ def run_lock(run: Path) -> Iterator[None]:
         run.mkdir(parents=True, exist_ok=True)
         file = (run / ".lock").open("w")
     except OSError as error:
-        raise UsageError(f"storage={run.parent}: can't be written ({error.strerror}); give another folder") from error
+        raise UsageError(f"storage={run}: can't be written ({error.strerror}); give another folder") from error
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
