@@ -24,7 +24,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -37,7 +37,7 @@ from drwr_dist import checkpoint
 from drwr_dist.cli import load_options, run_verb
 from drwr_dist.data.index import load_index
 from drwr_dist.errors import TrainingError
-from drwr_dist.monitor import read_rows
+from drwr_dist.monitor import METRICS, read_rows
 
 PLACES = ("cluster", "cluster", "cluster", "here")  # of rounds: a cluster that outlives them, or Ray of their own
 WORKERS = ("1", "1", "1", "2", "2", "[1,2]")
@@ -93,8 +93,6 @@ class StruckRun(Trial):
 def kill_worker(run: StruckRun) -> None:
     """SIGKILL of one worker."""
     workers = run.workers()
-    if not workers:
-        raise TrainingError("no worker to kill")
     os.kill(run.random.choice(workers), signal.SIGKILL)
     run.wait(lambda: not set(workers) & set(run.workers()), "rid of the old workers")
 
@@ -149,11 +147,8 @@ def terminate(run: StruckRun) -> None:
 
 
 def damaged_checkpoint(run: StruckRun) -> None:
-    """SIGKILL of the command, and its newest checkpoint is spoilt."""
-    assert run.process
-    run.process.kill()
-    run.ended()
-    time.sleep(2)  # its workers are gone too, and write no more
+    """SIGKILL of the command and all its processes, and the newest checkpoint is spoilt."""
+    run.signal_all()  # so that no worker writes any more
     known = checkpoint.names(run.run)
     if len(known) > 1:
         file = run.random.choice((checkpoint.STATE, checkpoint.META))
@@ -224,12 +219,17 @@ def strike(run: StruckRun, kind: str, target: int) -> dict[str, Any] | None:
     begin = time.monotonic()
     KINDS[kind](run)
     kept = kept[1:] if kind == "damaged_checkpoint" else kept
-    row = {"fault": kind, "step": before}
-    if not kept:
-        return row | {"resumed": 0}
-    ended = run.process
-    run.wait(lambda: run.log.count("resuming after step") > resumptions or ended.poll() == 0, "resumed", ends=True)
-    if ended.poll() is None:
+    row, since, process = {"fault": kind, "step": before}, time.time(), run.process
+
+    def again() -> bool:
+        if process.poll() == 0:
+            return True
+        if kept:
+            return run.log.count("resuming after step") > resumptions
+        return run.step() > 0 and (run.run / METRICS).stat().st_mtime > since
+
+    run.wait(again, "training again")
+    if kept and process.poll() is None:
         if run.resumed_at() < checkpoint.step_of(kept[0]):
             raise TrainingError(f"{kind}: resumed after step {run.resumed_at()}, although {kept[0]} was there")
         row["resumed"] = run.resumed_at()
@@ -278,8 +278,11 @@ def play(
 
 
 @contextmanager
-def a_cluster() -> Iterator[tuple[Cluster, list[Any]]]:
-    """Start a head that takes no workers, and two nodes that take two each."""
+def a_cluster(wanted: bool) -> Iterator[tuple[Cluster | None, list[Any]]]:
+    """Start a head that takes no workers, and two nodes that take two each, where they are wanted."""
+    if not wanted:
+        yield None, []
+        return
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         nodes = [cluster.add_node(num_cpus=2) for _ in range(2)]
@@ -296,7 +299,7 @@ def main(arguments: Sequence[str]) -> int:
     deadline = time.monotonic() + 60 * options.minutes if options.minutes else math.inf
     reference(options)
     places = [options.place] if options.place else PLACES
-    with a_cluster() if "cluster" in places else nullcontext((None, [])) as (cluster, nodes):
+    with a_cluster("cluster" in places) as (cluster, nodes):
         while time.monotonic() < deadline:
             rows = read_rows(path)
             if sum(len(row["faults"]) for row in rows) >= options.count:
