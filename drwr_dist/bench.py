@@ -74,7 +74,7 @@ def advice(config: TrainConfig, loader: dict[str, float], steps: dict[str, Any])
         if need > config.loader.cache_megabytes:
             lines.append(f"loader.cache_megabytes={int(need) + 1}: then all objects stay decoded in memory")
     if seconds["all-reduce"] > MOST_TALK * whole:
-        lines.append(f"global_batch={2 * config.global_batch}: workers spend most of the step on gradients' exchange")
+        lines += communication_advice(config, seconds["all-reduce"] / whole)
     if steps["device"] == "cuda" and config.precision in ("float32", "float64"):
         lines.append("precision=auto: bfloat16 in the network, float32 in the loss")
     if steps["device"] == "cpu":
@@ -86,6 +86,19 @@ def advice(config: TrainConfig, loader: dict[str, float], steps: dict[str, Any])
             lines.append("precision=float32: bfloat16 is slower on most CPUs")
     if seconds["loss"] > MOST_LOSS * whole and config.loss.method != "plain":
         lines.append("model.points or data.supervision_views lower: the loss is most of the step")
+    return lines
+
+
+def communication_advice(config: TrainConfig, share: float) -> list[str]:
+    """Return what makes workers exchange less, what changes a training least first."""
+    settings, lines = config.communication, []
+    spends = f"the exchange of gradients takes {share:.0%} of a step"
+    if settings.compression == "none" and settings.average_every == 1:
+        lines.append(f"communication.compression=bfloat16: {spends}, this halves its bytes")
+    lines.append(f"global_batch={2 * config.global_batch}: {spends}, as many bytes serve twice the objects; where")
+    lines[-1] += f" memory is short, communication.accumulate={2 * settings.accumulate}"
+    longer = max(8, 2 * settings.average_every)
+    lines.append(f"communication.average_every={longer}: workers step alone in between (docs/scaling.md has the cost)")
     return lines
 
 

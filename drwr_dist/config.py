@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 # What may differ when a run is continued: none of it changes what is learnt.
 FREE_KEYS = {"name", "storage", "steps", "workers", "log_every", "overwrite"}
+FREE_KEYS |= {"compile", "communication.accumulate", "communication.static_graph"}
 FREE_GROUPS = {"loader", "checkpoint", "validation", "evaluation", "monitor", "cluster"}
 
 
@@ -112,6 +113,16 @@ class OptimizerConfig:
 
 
 @dataclass
+class CommunicationConfig:
+    """How workers exchange what they learn: what it saves and what it costs is measured in docs/scaling.md."""
+
+    accumulate: int = 1  # passes into which a worker cuts its part of a step; gradients are exchanged after the last
+    compression: str = "none"  # none | bfloat16: how gradients travel; bfloat16 are half the bytes
+    average_every: int = 1  # steps; above 1 workers step alone, and weights and moments are averaged (local SGD)
+    static_graph: bool = False  # DDP may take for granted that every step uses the same parameters
+
+
+@dataclass
 class CheckpointConfig:
     """When the state is saved, and how much of it is kept."""
 
@@ -171,6 +182,7 @@ class TrainConfig:
     global_batch: int = 8  # objects per step, over all workers
     workers: Any = 1  # DDP workers: a number, or [min,max] for elastic training
     precision: str = "auto"  # auto | float32 | bfloat16 | float64: auto is bfloat16 autocast on GPUs, else float32
+    compile: str = "none"  # none | inductor | cuda_graphs: torch.compile for the network; recorded too, on GPUs alone
     log_every: int = 10  # steps between lines in metrics.jsonl and TensorBoard
     overwrite: bool = False  # remove an existing run of this name and start afresh
     data: DataConfig = field(default_factory=DataConfig)
@@ -179,6 +191,7 @@ class TrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     pose: PoseConfig = field(default_factory=PoseConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    communication: CommunicationConfig = field(default_factory=CommunicationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

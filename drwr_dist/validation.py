@@ -22,8 +22,10 @@ CHOICES = {
     "data.view_order": ("random", "fixed"),
     "data.on_bad_sample": ("fail", "skip"),
     "optimizer.schedule": ("constant", "cosine"),
+    "communication.compression": ("none", "bfloat16"),
     "validation.metric": ("chamfer", "f_score_1", "f_score_2", "silhouette_iou"),
     "evaluation.checkpoint": ("last", "best"),
+    "compile": ("none", "inductor", "cuda_graphs"),
     "precision": ("auto", "float32", "bfloat16", "float64"),
 }
 
@@ -75,6 +77,8 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "optimizer.final_fraction": (lambda v: 0 <= v <= 1, "between 0 and 1"),
     "optimizer.weight_decay": (lambda v: v >= 0, "0 or more"),
     "optimizer.gradient_clip": (lambda v: v >= 0, "0 (no clipping) or more"),
+    "communication.accumulate": (lambda v: v >= 1, "at least 1"),
+    "communication.average_every": (lambda v: v >= 1, "at least 1"),
     "checkpoint.every": (lambda v: v >= 1, "at least 1"),
     "checkpoint.keep": (lambda v: v >= 1, "at least 1"),
     "validation.every": (lambda v: v >= 0, "0 (no validation) or more"),
@@ -133,12 +137,47 @@ def validate(config: TrainConfig) -> None:
         )
     if config.evaluation.checkpoint == "best" and not config.validation.every:
         raise UsageError("evaluation.checkpoint=best: set validation.every=STEPS, without validation there is no best")
+    if config.compile == "cuda_graphs" and config.cluster.gpus_per_worker == 0:
+        raise UsageError(
+            "compile=cuda_graphs: cluster.gpus_per_worker=0 leaves workers without a GPU; set compile=inductor or none"
+        )
+    _validate_communication(config)
     _, most = workers_range(config.workers)
     if most > config.global_batch:
         raise UsageError(
             f"workers={config.workers} is more than global_batch={config.global_batch}: a worker would have no "
             f"sample; lower workers to at most {config.global_batch}, or raise global_batch"
         )
+
+
+def _validate_communication(config: TrainConfig) -> None:
+    settings, period = config.communication, config.communication.average_every
+    searched = config.pose.mode == "predict" and config.pose.proposals == "search"
+    if settings.accumulate > 1 and searched:
+        raise UsageError(
+            f"communication.accumulate={settings.accumulate}: the search for cameras (pose.proposals=search) balances "
+            "them over the whole step at once; set communication.accumulate=1"
+        )
+    if settings.accumulate > 1 and settings.static_graph:
+        raise UsageError(
+            "communication.static_graph=true: PyTorch's DDP can't add gradients up over several passes then; set "
+            "communication.accumulate=1, or leave static_graph out"
+        )
+    if period == 1:
+        return
+    for key in ("compression", "static_graph"):
+        if getattr(settings, key) not in ("none", False):
+            raise UsageError(
+                f"communication.{key}={getattr(settings, key)}: no gradients are exchanged with "
+                f"communication.average_every={period}; leave one of them out"
+            )
+    for key in ("checkpoint.every", "validation.every"):
+        every = _value(config, key)
+        if every % period and every < config.steps:
+            raise UsageError(
+                f"{key}={every}: must be a multiple of communication.average_every={period}, workers differ in "
+                f"between; set {key}={every + period - every % period}"
+            )
 
 
 def _value(config: TrainConfig, key: str) -> Any:

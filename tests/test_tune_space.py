@@ -77,6 +77,7 @@ SETTINGS = [
     (RATE, ["sweep.scheduler=pbt", "sweep.candidates=2"], "at least 4"),
     (RATE, ["sweep.scheduler=pbt", "sweep.pbt.interval=1000"], "sweep.pbt.interval=1000"),
     (RATE, ["sweep.scheduler=asha", "steps=100"], "sweep.asha.first_rung=100"),
+    (RATE, ["sweep.scheduler=asha", "communication.average_every=8"], "sweep.asha.first_rung=100"),
     (RATE, ["sweep.scheduler=asha", "sweep.asha.reduction=1"], "must be at least 2"),
     ({"steps": {"values": [10, 20]}}, ["sweep.scheduler=asha"], "take steps out of the space"),
     (RATE, ["sweep.objectives=[quality,seconds]"], "take sweep.search=optuna"),

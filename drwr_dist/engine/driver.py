@@ -23,7 +23,7 @@ from drwr_dist.config import ClusterConfig, TrainConfig, to_plain
 from drwr_dist.data.remote import join
 from drwr_dist.engine.board import Board
 from drwr_dist.engine.loop import train_worker
-from drwr_dist.engine.nodes import check_reachable, check_shared
+from drwr_dist.engine.nodes import check_compile, check_reachable, check_shared
 from drwr_dist.engine.progress import TrainingProgress
 from drwr_dist.errors import TrainingError, UsageError
 from drwr_dist.interrupts import on_interrupt
@@ -135,6 +135,7 @@ def train(
     storage = Storage.at(join(config.storage, config.name))
     run = storage.folder
     check_shared(storage, config.data.path)
+    check_compile(config.compile, scaling(config).use_gpu)
     # What lies on disk is the truth (see drwr_dist.checkpoint); Ray's list may be cut off or outdated after a kill.
     (run / SNAPSHOT).unlink(missing_ok=True)
     board = start_board()

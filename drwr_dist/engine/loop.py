@@ -27,19 +27,20 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
     try:
         with Worker(config, job["board"]) as worker:
             worker.describe(yaml.safe_dump(job["config"], sort_keys=False))
-            done = worker.start
+            done, last = worker.start, job["until"] or config.steps
             if config.steps == 0:
                 worker.save(0)  # the initial weights themselves
             for step, batch in worker.batches():
                 tally = worker.forward_backward(step, batch)
                 total = worker.agree(step, batch, tally)
                 gradient_norm = worker.update(step)
-                worker.log(step, total, gradient_norm)
                 done = step + 1
+                same = worker.average(done)  # False: ranks differ, nothing can be saved or end here
+                worker.log(step, total, gradient_norm)
                 worker.illustrate(done)
-                ends = done == job["until"] or total.stop > 0
-                best = worker.validate(done)
-                if best or ends or done == config.steps or done % config.checkpoint.every == 0:
+                ends = same and (done >= last or total.stop > 0)
+                best = same and worker.validate(done)
+                if best or ends or (same and done % config.checkpoint.every == 0):
                     worker.save(done)
                 if ends:
                     break

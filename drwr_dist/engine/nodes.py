@@ -8,6 +8,7 @@ from pathlib import Path
 
 from drwr_dist.data.index import INDEX_NAME
 from drwr_dist.data.remote import is_remote
+from drwr_dist.engine.compiling import has_compiler
 from drwr_dist.errors import UsageError
 from drwr_dist.node_views import ask, other_nodes
 from drwr_dist.storage import Storage
@@ -34,6 +35,29 @@ def check_reachable(address: str) -> None:
             f"cluster.address={address}: no Ray cluster answers there ({reason}); start one (ray start --head), or "
             "set cluster.address=local"
         ) from error
+
+
+def check_compile(choice: str, gpus: bool) -> None:
+    """Check that the nodes can do what the key compile asks for.
+
+    Args:
+        choice: of the key compile.
+        gpus: whether workers get GPUs.
+
+    Raises:
+        UsageError: CUDA graphs without GPUs, or a node without a compiler.
+    """
+    if choice == "none":
+        return
+    if choice == "cuda_graphs" and not gpus:
+        raise UsageError("compile=cuda_graphs: the cluster has no GPU for the workers; set compile=inductor or none")
+    answers = {"this machine": has_compiler(), **ask(other_nodes(), has_compiler, "compile")}
+    lacking = [node for node, found in answers.items() if not found]
+    if lacking:
+        raise UsageError(
+            f"compile={choice}: no C++ compiler on {', '.join(lacking)} (CXX, g++ or clang++); install one (Debian: "
+            "apt install g++), or set compile=none"
+        )
 
 
 def check_shared(storage: Storage, data: str) -> None:

@@ -18,6 +18,7 @@ import torch.multiprocessing as mp
 from drwr_dist.config import TrainConfig, from_plain, to_plain
 from drwr_dist.data.index import load_index
 from drwr_dist.data.stream import SampleTable, batches
+from drwr_dist.engine import communication
 from drwr_dist.engine.step_times import PHASES, StepTimer
 from drwr_dist.errors import DataError
 
@@ -75,8 +76,9 @@ def _rank(rank: int, job: dict[str, Any]) -> None:
 
 
 def _timed_steps(timer: StepTimer, table: SampleTable, rank: int, job: dict[str, Any]) -> list[dict[str, float]]:
-    """Return a row per step: its phases, and whether the gradient was averaged ("synchronised")."""
+    """Return a row per step: its phases, whether gradients were averaged ("synchronised"), the averaging of weights."""
     config = timer.config
+    period = config.communication.average_every
     stream = batches(
         table,
         table.plan(config.seed, config.global_batch),
@@ -95,9 +97,13 @@ def _timed_steps(timer: StepTimer, table: SampleTable, rank: int, job: dict[str,
         if batch.failures:
             raise DataError(batch.failures[0].reason)
         # Every other step leaves out the all-reduce: the difference is what it costs beyond what overlaps.
-        together = number % 2 == 0
+        together = number % 2 == 0 and period == 1
         row = {"data wait": waited, **timer.step(batch.to(timer.device, timer.dtype), number, together)}
-        rows.append(row | {"synchronised": float(together)})
+        begin = time.perf_counter()
+        if period > 1 and job["workers"] > 1:
+            communication.average(timer.model, timer.optimizer)
+        average = (time.perf_counter() - begin) / period  # of the averages, every so-many-th is made in a training
+        rows.append(row | {"synchronised": float(together), "average": average})
         begin = time.perf_counter()
     return rows[WARM_UP:]
 
@@ -110,5 +116,6 @@ def _summary(rows: list[dict[str, float]]) -> dict[str, float]:
     # The mean: an epoch that is read for the first time is what one waits for.
     seconds["data wait"] = statistics.fmean(row["data wait"] for row in rows)
     alone = median("backward", 0.0)
-    seconds |= {"backward": alone, "all-reduce": max(0.0, median("backward", 1.0) - alone)}
+    exchange = max(0.0, median("backward", 1.0) - alone) + statistics.median(row["average"] for row in rows)
+    seconds |= {"backward": alone, "all-reduce": exchange}
     return {phase: seconds[phase] for phase in PHASES}

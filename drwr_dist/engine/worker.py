@@ -19,19 +19,17 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 from ray.train.v2.api.report_config import CheckpointUploadMode
-from torch import Tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from drwr_dist import checkpoint
 from drwr_dist.config import TrainConfig
 from drwr_dist.data.index import load_index
 from drwr_dist.data.remote import join
 from drwr_dist.data.stream import Batch, SampleTable, batches
-from drwr_dist.engine import layout, schedule
-from drwr_dist.engine.agreement import Tally, agree, fail_together, gather_rows, on_all_ranks, on_first_rank, share
+from drwr_dist.engine import communication, compiling, layout, schedule
+from drwr_dist.engine.agreement import Tally, agree, fail_together, on_all_ranks, on_first_rank, share
 from drwr_dist.engine.board import Courier
 from drwr_dist.engine.initial_weights import initial_weights
-from drwr_dist.engine.objective import not_finite_keys, objective
+from drwr_dist.engine.passes import Passes
 from drwr_dist.engine.pictures import Pictures
 from drwr_dist.engine.predictor import AS_IT_IS, frames, predictor
 from drwr_dist.engine.skips import add_skips, limit_skips
@@ -41,7 +39,7 @@ from drwr_dist.engine.uploads import Uploads
 from drwr_dist.engine.validation import SPLIT, validate
 from drwr_dist.errors import DrwrError, TrainingError
 from drwr_dist.losses.training import active_terms
-from drwr_dist.model import AllHeads, Prediction, build_network
+from drwr_dist.model import build_network
 from drwr_dist.monitor import METRICS, TENSORBOARD, VALIDATION, Monitor
 from drwr_dist.run import CONFIG, TrainedRun
 from drwr_dist.storage import Storage
@@ -71,13 +69,13 @@ class Worker:
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=0.0, weight_decay=config.optimizer.weight_decay, fused=True
         )
+        fail_together(compiling.trouble(config.compile, self.device))
         self.courier = Courier(board) if self.rank == 0 else None
         self.best: float | None = None  # validation score
         self.scores: dict[str, float] = {}  # of the validation after the last step, where there was one
         self._damaged: tuple[str, ...] = ()  # checkpoints that were passed over
         self.skips: Counter[str] = Counter()  # shard -> samples that were skipped so far, over all ranks
         self.start = self._restore()
-        self.network = self._distributed()
         self.monitor = on_first_rank(self._monitor)
         self.uploads = self._uploads() if self.rank == 0 else None
         self._trouble: str | None = None  # what went wrong on this rank alone; told to all at the next agreement
@@ -85,6 +83,7 @@ class Worker:
         self._terms = active_terms(config.loss) + (["student"] if config.pose.mode == "predict" else [])
         self._clock = (time.perf_counter(), 0.0)
         self.timer = StepTimer(self.device)
+        self.passes = Passes(config, self.model, self.plan, self.device, self.world_size, self.timer)
         self.pictures = Pictures(index, config)
 
     def __enter__(self) -> Worker:
@@ -121,13 +120,6 @@ class Worker:
             names *= self.world_size
             dist.all_gather_object(names, names[0])
         return names
-
-    def _distributed(self) -> torch.nn.Module:
-        network = AllHeads(self.model)
-        if self.world_size == 1:
-            return network
-        devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
 
     def _monitor(self) -> Monitor:
         if self.storage.url:  # what an earlier attempt left on this node is not what is at the URL
@@ -204,48 +196,10 @@ class Worker:
 
     def forward_backward(self, step: int, batch: Batch) -> Tally:
         """Compute this rank's losses and, through DDP, the gradient of the global batch's mean loss."""
-        loss_config = schedule.loss_at(self.config.loss, step, self.config.steps)
         self.optimizer.zero_grad(set_to_none=True)
-        prediction = self._predict(batch)
-        self.timer.lap("forward")
         tally = self._tally_of(batch)
-        self._busy = time.perf_counter() - self._begin  # from here on, DDP waits for the slowest rank
-        if not batch.keys:
-            if prediction.beliefs is not None:
-                gather_rows(prediction.beliefs.new_zeros(0, 2 * prediction.beliefs.shape[-1]).double())
-            torch.autograd.backward(prediction.nothing())  # takes part in the all-reduce with a zero gradient
-            self.timer.lap("backward")
-            return tally
-        progress = step / max(1, self.config.steps)
-        losses = objective(
-            prediction, batch, loss_config, self.config.pose, self.config.seed, step, progress, gather_rows
-        )
-        # Seen here, because after DDP's average nobody could say whose gradient is not finite.
-        point_gradients: list[Tensor] = []
-        prediction.points.register_hook(lambda gradient: point_gradients.append(gradient.detach()))  # type: ignore[no-untyped-call]
-        self.timer.lap("loss")
-        # DDP averages over ranks; this weight makes that the mean over the samples of the global batch.
-        planned = self.plan.batch_size(step)
-        torch.autograd.backward(losses.total * (len(batch.keys) * self.world_size / planned))
-        self.timer.lap("backward")
-        tally.samples = len(batch.keys)
-        tally.loss = float(losses.total.detach()) * tally.samples
-        for name, value in losses.terms.items():
-            setattr(tally, name, float(value.detach()) * tally.samples)
-        if not torch.isfinite(losses.total):
-            tally.not_finite = 1.0
-            self._suspects = not_finite_keys(prediction, batch, loss_config, self.config.pose)
-        elif point_gradients and not (sound := point_gradients[0].flatten(1).isfinite().all(1)).all():
-            tally.not_finite = 1.0
-            self._suspects = [key for key, good in zip(batch.keys, sound.tolist(), strict=True) if not good]
+        self.passes.run(step, batch, tally)
         return tally
-
-    def _predict(self, batch: Batch) -> Prediction:
-        mixed = self.config.precision in ("auto", "bfloat16") and self.device.type == "cuda"
-        mixed = mixed or self.config.precision == "bfloat16"
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=mixed):
-            prediction: Prediction = self.network(batch.images, batch.view_images)
-        return prediction.to(self.dtype)  # the losses need float32: pixel coordinates have more than 8 bits
 
     def _tally_of(self, batch: Batch) -> Tally:
         bad = float(len(batch.failures))
@@ -256,13 +210,13 @@ class Worker:
 
     def agree(self, step: int, batch: Batch, tally: Tally) -> Tally:
         """Sum the tally over all ranks; raise TrainingError on all of them where the step must not be made."""
-        total, busy = agree(tally, self._busy, self.device)
+        total, busy = agree(tally, self.passes.finished - self._begin, self.device)
         self.timer.lap("agreement")
         self.stragglers.add(busy)
         if total.failed:
             fail_together(self._trouble or (batch.failures[0].reason if batch.failures else None))
         if total.not_finite:
-            suspects = ", ".join(self._suspects) if tally.not_finite else ""
+            suspects = ", ".join(self.passes.suspects)
             fail_together(
                 f"step {step}: the loss or its gradient is not finite on rank {self.rank} (samples {suspects}); lower "
                 "optimizer.learning_rate or look at these samples with `shards verify`"
@@ -290,6 +244,16 @@ class Worker:
         self.optimizer.step()
         self.timer.lap("optimizer")
         return float(norm)
+
+    def average(self, steps_done: int) -> bool:
+        """Average the ranks' weights, where that is due; return whether all ranks hold the same ones."""
+        settings = self.config.communication
+        if not communication.same_weights(steps_done, self.config.steps, settings):
+            return False
+        if settings.average_every > 1 and self.world_size > 1:
+            communication.average(self.model, self.optimizer)
+            self.timer.lap("agreement")
+        return True
 
     def log(self, step: int, total: Tally, gradient_norm: float) -> None:
         """Show the progress; every `log_every` steps, and at the last one, write a row of the history."""

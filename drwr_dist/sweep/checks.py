@@ -107,6 +107,13 @@ def _check_scheduler(config: TuneConfig, space: dict[str, Parameter]) -> None:
             f"sweep.space: steps: sweep.scheduler={sweep.scheduler} compares trials at the same steps; take steps out "
             "of the space, or sweep.scheduler=none"
         )
+    key = "pbt.interval" if sweep.scheduler == "pbt" else "asha.first_rung"
+    every = _value(sweep, key)
+    if every % config.communication.average_every:
+        raise UsageError(
+            f"sweep.{key}={every}: must be a multiple of communication.average_every="
+            f"{config.communication.average_every}, the workers of a trial differ in between"
+        )
     if sweep.scheduler in ("asha", "halving"):
         if sweep.asha.first_rung >= config.steps:
             raise UsageError(

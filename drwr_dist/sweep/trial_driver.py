@@ -113,6 +113,7 @@ def _train(trial: Trial, job: Job, console: Console) -> None:
     validate(apply(job.config, trial.parameters))  # values that are fine alone need not go together
     index = load_index(job.config.data.path)
     config = trial_config(job.config, job.settings, job.sweep, trial, index.views)
+    validate(config)  # it is measured when the scheduler wants it
     run = trials.folder(job.sweep, trial)
     save_config(run, config, index.image_size)
     last = min(job.until or config.steps, config.steps)
