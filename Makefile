@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all test-cluster lint docs bench clean
+.PHONY: help install demo test test-all test-cluster lint coverage mutation docs bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -38,6 +38,16 @@ lint: install  ## ruff, mypy, and who imports whom
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
+coverage: install  ## which lines the fast tests run, in all processes: at least 90 % of them
+	rm -rf build/coverage
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --fail-under=90
+
+mutation: install  ## small errors put into the mathematics: how many of them the tests see; goes on where it stopped
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[mutation]' -c constraints.txt
+	$(BIN)/python benchmarks/mutation.py sample=400
+
 docs: install  ## the documentation as a site, in build/site
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]' -c constraints.txt
 	rm -rf build/docs-source build/site
@@ -50,4 +60,4 @@ bench: install  ## what a training costs on this machine, phase by phase, and wh
 	$(BIN)/python -m drwr_dist.bench config=configs/demo.yaml
 
 clean:  ## remove the environment and the caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist *.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache build dist mutants *.egg-info

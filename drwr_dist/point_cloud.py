@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -48,7 +49,8 @@ def read_ply(path: Path) -> NDArray[np.float32]:
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from error
     header, found, body = content.partition(b"end_header\n")
-    count = next((int(line.split()[2]) for line in header.splitlines() if line.startswith(b"element vertex")), -1)
+    declared = re.search(rb"^element vertex (\d{1,12})$", header, re.MULTILINE)
+    count = int(declared[1]) if declared else -1
     if not found or b"binary_little_endian" not in header or len(body) != 12 * count:
         raise DataError(f"{path}: not a point cloud of this project (binary PLY of {count} vertices)")
     return np.frombuffer(body, dtype="<f4").reshape(-1, 3).astype(np.float32)

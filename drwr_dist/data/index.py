@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 import zlib
 from collections.abc import Collection, Iterator
@@ -111,7 +112,7 @@ def load_index(root: str | os.PathLike[str]) -> DatasetIndex:
         raw = json.loads(_read_file(root, INDEX_NAME))
     except FileNotFoundError as error:
         raise DataError(f"no {INDEX_NAME} in {root}: not a dataset, or an import that did not finish") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({error}); build the dataset again or fetch it again") from error
     except OSError as error:
         raise DataError(f"{path}: can't be read ({error})") from error
@@ -138,7 +139,7 @@ def parse_index(raw: Any, root: str) -> DatasetIndex:
         shards=shards,
         image_size=block.get("image_size", int),
         views=block.get("views", int),
-        focal_length=float(block.get("focal_length", (int, float))),
+        focal_length=block.number("focal_length"),
         categories=block.counts("categories", nested=True),
         sources=block.counts("sources"),
         licences=block.counts("licences"),
@@ -202,6 +203,15 @@ class _Fields:
         value = self._raw[name]
         if not isinstance(value, kind) or isinstance(value, bool):
             raise DataError(f"{self.where}: field {name!r} is {type(value).__name__}, not what it should be")
+        return value
+
+    def number(self, name: str) -> float:
+        try:
+            value = float(self.get(name, (int, float)))
+        except OverflowError:
+            value = math.inf
+        if not math.isfinite(value):
+            raise DataError(f"{self.where}: field {name!r} is not a finite number")
         return value
 
     def child(self, name: str) -> _Fields:

@@ -308,7 +308,7 @@ class _MemberReader:
     def json(self, member: str) -> dict[str, Any]:
         try:
             value = json.loads(self._bytes(member))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise self._fail(member, f"not JSON ({error})") from error
         if not isinstance(value, dict):
             raise self._fail(member, "not a JSON object")
@@ -321,7 +321,7 @@ class _MemberReader:
         try:
             matrices = np.asarray(value["world_to_camera"], dtype=np.float64)
             focal = np.asarray(value["focal_length"], dtype=np.float64)
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise self._fail(member, f"world_to_camera and focal_length must be numbers ({error!r})") from error
         if matrices.ndim != 3 or matrices.shape[1:] != (4, 4) or not len(matrices):
             raise self._fail(member, f"world_to_camera must be [V, 4, 4], got {list(matrices.shape)}")
@@ -371,7 +371,9 @@ class _MemberReader:
             data = self._bytes(member)
             _check_npy_size(data)
             array = np.load(io.BytesIO(data), allow_pickle=False)
-        except (ValueError, EOFError, OSError) as error:
+        except DataError:
+            raise
+        except Exception as error:  # NumPy's reader of headers raises many kinds
             raise self._fail(member, f"not a plain .npy array ({error})") from error
         if reason := points_fault(array):
             raise self._fail(member, reason)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,8 +63,9 @@ def find_image(root: Path, folder: Path, name: str) -> Path:
     """
     for suffix in ("", *IMAGE_SUFFIXES):
         path = inside(root, folder, name + suffix)
-        if path.is_file():
-            return path
+        with contextlib.suppress(OSError):  # a name that is too long for a file is none
+            if path.is_file():
+                return path
     raise DataError(f"{folder}: image {name[:200]!r} is not there")
 
 

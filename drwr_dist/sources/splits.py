@@ -99,7 +99,7 @@ def read_splits(path: str, groups: Mapping[str, str]) -> dict[str, str]:
             table = {row["key"]: row["split"] for row in csv.DictReader(text.splitlines())}
     except OSError as error:
         raise UsageError(f"splits={path}: {error.strerror}") from error
-    except (ValueError, AttributeError, KeyError, TypeError) as error:
+    except (ValueError, AttributeError, KeyError, TypeError, RecursionError, csv.Error) as error:
         raise UsageError(f"splits={path}: neither JSON {{key: split}} nor CSV with columns key,split") from error
     seen: dict[str, tuple[str, str]] = {}
     for key, group in groups.items():

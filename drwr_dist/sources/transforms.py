@@ -22,6 +22,7 @@ from drwr_dist.sources.posed_view import PosedView, find_image, find_mask, insid
 
 _PARTS = tuple(f"transforms_{split}.json" for split in ("train", "val", "test"))  # the synthetic NeRF scenes
 _MAX_BYTES = 256 * 2**20
+_HUGE = 1e12  # more than any intrinsic is; NaN is not below it
 _MODELS = ("", "PINHOLE", "SIMPLE_PINHOLE", "OPENCV", "SIMPLE_RADIAL", "RADIAL", "PERSPECTIVE")
 _OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 
@@ -86,7 +87,7 @@ def _view(root: Path, folder: Path, frame: Mapping[str, Any]) -> PosedView:
 def _camera(frame: Mapping[str, Any]) -> NDArray[np.float64]:
     try:
         matrix = np.array(frame["transform_matrix"], dtype=np.float64)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError("transform_matrix must be [4, 4] numbers") from error
     camera_to_world = rigid(matrix, "transform_matrix") @ _OPENGL_TO_OPENCV
     result = np.eye(4)
@@ -127,6 +128,6 @@ def _lens(frame: Mapping[str, Any]) -> tuple[Lens | None, float]:
 
 def _number(frame: Mapping[str, Any], name: str, default: float | None = None) -> float:
     value = frame.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise DataError(f"{name} must be a finite number, is {value!r}")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not -_HUGE < value < _HUGE:
+        raise DataError(f"{name} must be a number below {_HUGE:g}, is {str(value)[:40]}")
     return float(value)
