@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from rich.console import Console
 
 from drwr_dist.cli import load_options, run_verb
+from drwr_dist.cluster_address import why_not
 from drwr_dist.errors import ClusterError, UsageError
 from drwr_dist.preflight.cluster_file import check_cluster_file, load_cluster_file
-from drwr_dist.preflight.connection import check_reachable
-from drwr_dist.preflight.findings import Finding, failed, print_findings
-from drwr_dist.preflight.hosts import check_hosts
+from drwr_dist.preflight.findings import Finding, failed, print_failures, print_findings
+from drwr_dist.preflight.head import check_on_head
+from drwr_dist.preflight.hosts import check_hosts, has_own_hosts
 from drwr_dist.preflight.limits import Limits
+from drwr_dist.preflight.probe import package_version
 
 
 @dataclass
@@ -22,9 +25,11 @@ class CheckOptions:
     """Check a cluster file, its hosts, or a running cluster; exit code 0: nothing is wrong, 1: something is."""
 
     cluster: str | None = None  # file of the cluster launcher, such as launch/cluster.yaml; none: not checked
-    hosts: bool = False  # ask the hosts of that file over ssh whether ray up will work
+    hosts: bool | None = None  # ask its hosts over ssh, and the cluster that runs there; null: if it names any
     address: str | None = None  # running cluster: auto | HOST:PORT | local (starts one here); none: not checked
-    storage: str | None = None  # folder that all nodes must share; none: not checked
+    expect: list[str] = field(default_factory=list)  # addresses of nodes that must be in the running cluster
+    package: str | None = None  # version of drwr_dist that all nodes must have; none: that where this check runs
+    storage: str | None = None  # folder that all nodes must share, or URL; none: not checked
     data: str | None = None  # dataset that all nodes must be able to read; none: not checked
     timeout: float = 60.0  # seconds that each check may take
     min_disk: float = 5.0  # GiB free in a host's home, in a node's /tmp
@@ -43,25 +48,51 @@ def check(options: CheckOptions, console: Console) -> list[Finding]:
     """
     if options.cluster is None and options.address is None:
         raise UsageError("launch check: cluster=FILE or address=auto is needed (--help lists every key)")
-    if options.address is None and (options.storage or options.data):
-        raise UsageError("storage=… and data=… are checked on a running cluster: give address=auto too")
     if options.hosts and options.cluster is None:
         raise UsageError("hosts=true asks the hosts of a cluster file: give cluster=FILE too")
     findings: list[Finding] = []
     if options.cluster is not None:
-        content = load_cluster_file(options.cluster)
-        found = check_cluster_file(options.cluster, content)
-        print_findings(console, "cluster file", found)
-        findings += found
-        if options.hosts and not failed(found):
-            found = check_hosts(content, _limits(options))
-            print_findings(console, "hosts", found)
-            findings += found
+        findings += _check_file_and_hosts(options.cluster, options, console)
     if options.address is not None:
         found = _check_running(options)
         print_findings(console, "nodes", found)
         findings += found
     return findings
+
+
+def _check_file_and_hosts(path: str, options: CheckOptions, console: Console) -> list[Finding]:
+    """Check a cluster file; where it names hosts, these; and the cluster itself, where Ray runs on the head."""
+    content = load_cluster_file(path)
+    findings = check_cluster_file(path, content)
+    if not failed(findings) and not has_own_hosts(content) and options.address is None and _sees(options):
+        raise UsageError("storage=… and data=… are checked on a running cluster: give address=auto there (ray exec)")
+    print_findings(console, "cluster file", findings)
+    ready = all(finding.ok for finding in findings) and has_own_hosts(content)
+    if failed(findings) or not (ready if options.hosts is None else options.hosts):
+        if options.address is None:
+            console.print("hosts, running cluster: not checked", highlight=False)
+        return findings
+    hosts = check_hosts(content, _limits(options))
+    print_findings(console, "hosts", hosts.findings)
+    findings += hosts.findings
+    if options.address is None and hosts.ray_runs:
+        found = check_on_head(content, _for_the_head(options), _limits(options))
+        findings.append(found)
+        print_failures(console, [found])
+    elif options.address is None:
+        console.print("running cluster: not checked, Ray does not run on the head (ray up starts it)", highlight=False)
+    return findings
+
+
+def _sees(options: CheckOptions) -> bool:
+    return bool(options.storage or options.data)
+
+
+def _for_the_head(options: CheckOptions) -> dict[str, Any]:
+    """Return the keys that the check on the head is given."""
+    left_out = ("cluster", "hosts", "address", "expect", "package")
+    given = {entry.name: getattr(options, entry.name) for entry in fields(options) if entry.name not in left_out}
+    return {**given, "package": options.package or package_version()}
 
 
 def _limits(options: CheckOptions) -> Limits:
@@ -76,27 +107,34 @@ def _limits(options: CheckOptions) -> Limits:
 
 
 def _check_running(options: CheckOptions) -> list[Finding]:
-    check_reachable(str(options.address), timeout=10)
+    address = os.environ.get("RAY_ADDRESS") or str(options.address)  # as for Ray
+    reason = None if address == "local" else why_not(address)
+    if reason is not None:
+        raise ClusterError(f"address={address}: {reason}")
     # Only here: Ray and PyTorch take seconds to import, which a look at a file need not wait for.
     import ray.exceptions
 
     from drwr_dist.config import ClusterConfig
     from drwr_dist.engine.driver import ray_session
-    from drwr_dist.preflight.nodes import check_nodes
+    from drwr_dist.preflight.nodes import Wanted, check_nodes
 
-    storage = options.storage and os.path.abspath(os.path.expanduser(options.storage))
-    data = options.data
-    if data is not None and "://" not in data:
-        data = os.path.abspath(os.path.expanduser(data))
+    wanted = Wanted(
+        storage=_absolute(options.storage),
+        data=_absolute(options.data),
+        addresses=options.expect,
+        package=options.package,
+    )
     try:
-        with ray_session(ClusterConfig(address=str(options.address)), most_workers=1):
-            return check_nodes(storage, data, _limits(options))
+        with ray_session(ClusterConfig(address=address), most_workers=1):
+            return check_nodes(wanted, _limits(options))
     except ray.exceptions.AuthenticationError as error:
-        raise ClusterError(f"address={options.address}: {str(error).split('. ')[0]}; see docs/security.md") from error
+        raise ClusterError(f"address={address}: {str(error).split('. ')[0]}; see docs/security.md") from error
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ClusterError(
-            f"address={options.address}: {(str(error) or type(error).__name__).splitlines()[0]}"
-        ) from error
+        raise ClusterError(f"address={address}: {(str(error) or type(error).__name__).splitlines()[0]}") from error
+
+
+def _absolute(place: str | None) -> str | None:
+    return place if place is None or "://" in place else os.path.abspath(os.path.expanduser(place))
 
 
 def _console() -> Console:

@@ -47,7 +47,8 @@ def ask(nodes: dict[str, str], look: Callable[[], Answer], key: str) -> dict[str
         try:
             answers[node] = ray.get(reference, timeout=PROBE_TIMEOUT)
         except Exception as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            cause = getattr(error, "cause", None) or error  # of a task that failed; Ray's own message is a traceback
+            reason = f"{type(cause).__name__}: {(str(cause).splitlines() or ['no answer'])[0]}"
             raise UsageError(f"{key}: the node {node} runs no task: {reason}") from error
     return answers
 

@@ -38,3 +38,14 @@ export DRWR_OBJECT_STORE="${DRWR_OBJECT_STORE:-268435456}"
 # More options for `ray start` on workers, for example "--num-cpus=8" on a host that does other work too.
 export DRWR_RAY_OPTIONS="${DRWR_RAY_OPTIONS:-}"
 ulimit -n 65536 2>/dev/null || true
+
+# free_ports PORT…: fails with one line where something listens at one of them. Ray would start without its dashboard
+# all the same, or end after most of a minute with a traceback.
+free_ports() {
+  for port in "$@"; do
+    if grep -qsE ":$(printf %04X "$port") [0-9A-F]+:0000 0A" /proc/net/tcp /proc/net/tcp6; then
+      echo "port $port of $(hostname) is taken by another program: stop it ('ss -ltnp' names it)" >&2
+      return 1
+    fi
+  done
+}

@@ -27,8 +27,13 @@ address=$("${step[@]}" --nodes=1 --ntasks=1 -w "$head" hostname -I | cut -d' ' -
 here=(--num-cpus="${SLURM_CPUS_ON_NODE:-1}" --num-gpus="${SLURM_GPUS_ON_NODE:-0}" --block)
 
 # The head trains too: the nodes of an allocation are all alike. --block: Slurm ends what outlives its step.
+(. launch/env.sh && free_ports 6379 8265 52365) # this script runs on the first node, which is the head
 DRWR_NODE_IP=$address "${step[@]}" --nodes=1 --ntasks=1 -w "$head" launch/start.sh head "${here[@]}" &
-until (exec 3<> "/dev/tcp/$address/6379") 2> /dev/null; do sleep 1; done
+ray=$!
+until (exec 3<> "/dev/tcp/$address/6379") 2> /dev/null; do
+  kill -0 "$ray" 2> /dev/null || { echo "slurm: Ray did not start on $head; the lines above say why" >&2; exit 1; }
+  sleep 1
+done
 if [ "${#nodes[@]}" -gt 1 ]; then
   others=$((${#nodes[@]} - 1))
   "${step[@]}" --nodes="$others" --ntasks="$others" --exclude="$head" launch/start.sh worker "$address" "${here[@]}" &

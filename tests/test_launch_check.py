@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +72,35 @@ def test_a_mistake_in_a_cluster_file_is_named(key: str, value: Any, message: str
         ([], "cluster=FILE or address=auto is needed"),
         (["cluster=nowhere.yaml"], "nowhere.yaml: No such file"),
         (["cluster=launch/kuberay.yaml"], "kubectl apply --dry-run"),
-        (["cluster=configs/demo.yaml", "storage=/tmp"], "give address=auto too"),
+        (["cluster=launch/aws.yaml", "storage=/tmp"], "give address=auto there"),
+        (["hosts=true"], "cluster=FILE or address=auto is needed"),
+        (["address=auto", "hosts=true"], "give cluster=FILE too"),
+        (["cluster=launch/aws.yaml", "hosts=true"], "this file is for aws"),
         (["adress=auto"], "did you mean address?"),
     ],
 )
 def test_a_command_line_that_cannot_be_meant(arguments: list[str], message: str):
     with pytest.raises(UsageError, match=re.escape(message)):
         main(["check", *arguments])
+
+
+def test_what_is_not_filled_in_yet_is_to_do(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PATH", "")
+    assert main(["check", f"cluster={LOCAL}"]) == 0
+    told = capsys.readouterr().out
+    assert "to do" in told and "these are the example's addresses" in told
+    assert "programs here: rsync and ssh not installed on this machine" in told
+    assert "hosts, running cluster: not checked" in told
+
+
+def test_a_host_that_cannot_be_reached_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    content = yaml.safe_load(LOCAL.read_text())
+    content["provider"] |= {"head_ip": "127.0.0.2", "worker_ips": ["127.0.0.3"]}
+    content["auth"] = {"ssh_user": "nobody", "ssh_private_key": str(LOCAL)}
+    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(content))
+    assert main(["check", f"cluster={tmp_path}/cluster.yaml", "hosts=true", "timeout=5"]) == 1
+    told = capsys.readouterr().out
+    assert told.count("FAILED") == 2 and "FAILED 127.0.0.2 (head): ssh: " in told and "FAILED 127.0.0.3: ssh: " in told
 
 
 def test_a_bad_file_fails_and_says_why():
@@ -87,8 +111,20 @@ def test_a_bad_file_fails_and_says_why():
 
 def test_no_cluster_to_join_is_said_at_once(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with pytest.raises(ClusterError, match=re.escape("address=127.0.0.1:9: no cluster at 127.0.0.1:9")):
+    with pytest.raises(
+        ClusterError, match=re.escape("address=127.0.0.1:9: no Ray cluster answers at 127.0.0.1:9 (connection refused)")
+    ):
         main(["check", "address=127.0.0.1:9"])
+
+
+def test_a_server_that_is_not_ray_is_told_from_a_cluster(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        where = f"127.0.0.1:{server.server_port}"
+        with pytest.raises(ClusterError, match=re.escape(f"address={where}: what answers at {where} is not a Ray cl")):
+            main(["check", f"address={where}"])
+        server.shutdown()
 
 
 @pytest.mark.slow

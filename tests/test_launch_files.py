@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,43 @@ def test_kubernetes_pods_have_the_token_memory_and_storage():
     assert len({pod["containers"][0]["image"] for pod in pod_templates()}) == 1
 
 
+# What KubeRay's API reference (ray.io/v1, of 1.5.1) calls the keys; no package brings its schema.
+KUBERAY_KEYS = {
+    "RayCluster": "rayVersion authOptions headGroupSpec workerGroupSpecs enableInTreeAutoscaling autoscalerOptions "
+    "gcsFaultToleranceOptions suspend managedBy headServiceAnnotations",
+    "headGroupSpec": "template headService enableIngress rayStartParams serviceType resources labels",
+    "workerGroupSpecs": "template groupName replicas minReplicas maxReplicas idleTimeoutSeconds rayStartParams suspend "
+    "scaleStrategy numOfHosts resources labels",
+    "RayJob": "activeDeadlineSeconds backoffLimit rayClusterSpec submitterPodTemplate metadata clusterSelector "
+    "submitterConfig managedBy deletionStrategy entrypoint runtimeEnvYAML jobId submissionMode entrypointResources "
+    "entrypointNumCpus entrypointNumGpus ttlSecondsAfterFinished shutdownAfterJobFinishes suspend",
+}
+
+
+def test_kuberay_knows_every_key():
+    cluster, job = manifests()["RayCluster"], manifests()["RayJob"]
+    assert cluster["apiVersion"] == job["apiVersion"] == "ray.io/v1"
+    found = {
+        "RayCluster": [cluster["spec"]],
+        "RayJob": [job["spec"]],
+        "headGroupSpec": [cluster["spec"]["headGroupSpec"]],
+    }
+    found["workerGroupSpecs"] = cluster["spec"]["workerGroupSpecs"]
+    for kind, specs in found.items():
+        for spec in specs:
+            assert set(spec) <= set(KUBERAY_KEYS[kind].split()), kind
+            assert all(isinstance(value, str) for value in spec.get("rayStartParams", {}).values())
+
+
+def test_pods_and_volume_keep_to_the_schema_of_kubernetes():
+    validator = pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate (108 MB)")
+    release = validator.latest_version()
+    validator.validate(manifests()["PersistentVolumeClaim"], release, strict=True)
+    for pod in pod_templates():
+        manifest = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "ray"}, "spec": pod}
+        validator.validate(manifest, release, strict=True)
+
+
 def test_the_kubernetes_job_runs_on_that_cluster():
     job, cluster = manifests()["RayJob"], manifests()["RayCluster"]
     assert job["spec"]["clusterSelector"] == {"ray.io/cluster": cluster["metadata"]["name"]}
@@ -99,6 +138,15 @@ def test_scripts_are_bash(path: Path):
 def test_start_without_a_role_shows_the_usage():
     done = subprocess.run([LAUNCH / "start.sh"], capture_output=True, text=True)
     assert done.returncode == 2 and "launch/start.sh worker HEAD_IP" in done.stderr
+
+
+def test_a_head_whose_port_is_taken_does_not_start(tmp_path: Path):
+    environment = {**os.environ, "HOME": str(tmp_path), "DRWR_NODE_IP": "127.0.0.1", "RAY_AUTH_TOKEN": "0" * 64}
+    with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", 8265)):  # or it is taken already
+        done = subprocess.run(
+            [LAUNCH / "start.sh", "head"], capture_output=True, text=True, env=environment, timeout=60
+        )
+        assert done.returncode == 1 and "port 8265 of" in done.stderr and "is taken" in done.stderr, done.stderr
 
 
 def test_a_worker_without_the_token_does_not_start(tmp_path: Path):

@@ -19,11 +19,12 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from rich.console import Console
 
+from drwr_dist.cluster_address import why_not
 from drwr_dist.config import ClusterConfig, TrainConfig, to_plain
 from drwr_dist.data.remote import join
 from drwr_dist.engine.board import Board
 from drwr_dist.engine.loop import train_worker
-from drwr_dist.engine.nodes import check_compile, check_reachable, check_shared
+from drwr_dist.engine.nodes import check_compile, check_nodes
 from drwr_dist.engine.progress import TrainingProgress
 from drwr_dist.errors import TrainingError, UsageError
 from drwr_dist.interrupts import on_interrupt
@@ -100,9 +101,15 @@ def join_cluster(address: str, settings: dict[str, Any]) -> None:
     """Connect to a running cluster.
 
     Raises:
-        UsageError: there is none at this address.
+        UsageError: there is none at this address, or it refuses our token.
     """
-    check_reachable(address)
+    reason = why_not(address)
+    if reason is not None:
+        raise UsageError(
+            f"cluster.address={address}: {reason}; start one (ray start --head), or set cluster.address=local"
+            if "answers" in reason
+            else f"cluster.address={address}: {reason}"
+        )
     try:
         ray.init(address=address, **settings)
     except Exception as error:
@@ -129,12 +136,12 @@ def train(
         The workers' outcome: {"outcome": "finished" | "interrupted", "step": …, "skipped": …}.
 
     Raises:
-        UsageError: the nodes of the cluster don't share the run's folder or the dataset's.
+        UsageError: the nodes of the cluster don't have the same software, or don't share the run's folder or the data.
         TrainingError: training failed; the message says why.
     """
     storage = Storage.at(join(config.storage, config.name))
     run = storage.folder
-    check_shared(storage, config.data.path)
+    check_nodes(storage, config.data.path)
     check_compile(config.compile, scaling(config).use_gpu)
     # What lies on disk is the truth (see drwr_dist.checkpoint); Ray's list may be cut off or outdated after a kill.
     (run / SNAPSHOT).unlink(missing_ok=True)

@@ -1,11 +1,13 @@
-"""What is asked of a cluster before any worker starts: is it there, do its nodes see the run."""
+"""What is asked of a cluster's nodes before any worker starts: have they our software, do they see the run."""
 
 from __future__ import annotations
 
 import secrets
-import socket
 from pathlib import Path
 
+from ray import cloudpickle
+
+from drwr_dist import software
 from drwr_dist.data.index import INDEX_NAME
 from drwr_dist.data.remote import is_remote
 from drwr_dist.engine.compiling import has_compiler
@@ -13,28 +15,7 @@ from drwr_dist.errors import UsageError
 from drwr_dist.node_views import ask, other_nodes
 from drwr_dist.storage import Storage
 
-CONNECT_TIMEOUT = 5.0  # seconds until something must answer at the cluster's address
 TOKEN = ".seen_by_all_nodes"
-
-
-def check_reachable(address: str) -> None:
-    """Raise UsageError where nothing answers at HOST:PORT; Ray itself would try for minutes.
-
-    Args:
-        address: of the key cluster.address; `auto` and ray:// addresses are left to Ray.
-    """
-    host, colon, port = address.rpartition(":")
-    if not colon or "://" in address or not port.isdigit():
-        return
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_TIMEOUT):
-            pass
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UsageError(
-            f"cluster.address={address}: no Ray cluster answers there ({reason}); start one (ray start --head), or "
-            "set cluster.address=local"
-        ) from error
 
 
 def check_compile(choice: str, gpus: bool) -> None:
@@ -60,15 +41,15 @@ def check_compile(choice: str, gpus: bool) -> None:
         )
 
 
-def check_shared(storage: Storage, data: str) -> None:
-    """Check that every node that can take a worker sees the run's folder and the dataset's; URLs are seen by all.
+def check_nodes(storage: Storage, data: str) -> None:
+    """Check every node that can take a worker: its software, and that it sees the run's folder and the dataset's.
 
     Args:
-        storage: of the run; a token is written into its folder, for the nodes to read.
+        storage: of the run; a token is written into its folder, for the nodes to read. A URL is seen by all.
         data: folder or URL of the dataset.
 
     Raises:
-        UsageError: a node doesn't see a folder, or doesn't answer; names the key, the folder and the node.
+        UsageError: a node has another package or PyTorch, doesn't see a folder, or doesn't answer; names the node.
     """
     others = other_nodes()
     if not others:
@@ -81,11 +62,13 @@ def check_shared(storage: Storage, data: str) -> None:
         wanted.append(("data", Path(data, INDEX_NAME)))
     paths = [path for _, path in wanted]
 
-    def read() -> list[bytes | None]:
-        return [path.read_bytes() if path.exists() else None for path in paths]
+    def look() -> tuple[dict[str, str], list[bytes | None]]:
+        return software.installed(), [path.read_bytes() if path.exists() else None for path in paths]
 
+    cloudpickle.register_pickle_by_value(software)  # a node may have an older package
     try:
-        for node, answer in ask(others, read, "cluster.address").items():
+        for node, (versions, answer) in ask(others, look, "cluster.address").items():
+            _check_software(node, versions)
             for (key, path), content in zip(wanted, answer, strict=True):
                 if content != path.read_bytes():
                     raise UsageError(
@@ -95,3 +78,12 @@ def check_shared(storage: Storage, data: str) -> None:
                     )
     finally:
         (storage.folder / TOKEN).unlink(missing_ok=True)
+
+
+def _check_software(node: str, versions: dict[str, str]) -> None:
+    for name, here in software.installed().items():
+        if versions[name].partition("+")[0] != here.partition("+")[0]:  # 2.13.0+cpu works with 2.13.0+cu130
+            raise UsageError(
+                f"cluster.address: the node {node} has {name} {versions[name]}, and this machine {here}; install the "
+                "same on all nodes (ray up, or launch/install.sh)"
+            )

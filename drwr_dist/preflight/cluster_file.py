@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,7 @@ def check_cluster_file(path: str, content: dict[str, Any]) -> list[Finding]:
     for check, problems in (
         ("addresses", _addresses(content)),
         ("files", _files(content)),
+        ("programs here", _programs()),
         ("ssh key", _key(content)),
         ("token", _token(content)),
         ("start commands", _start_commands(content)),
@@ -88,6 +90,12 @@ def _files(content: dict[str, Any]) -> Problems:
     for remote, local in content.get("file_mounts", {}).items():
         if local != TOKEN and not Path(local).expanduser().exists():
             yield False, f"file_mounts {remote}: there is no {local} here; run this from the repository's root"
+
+
+def _programs() -> Problems:
+    missing = [program for program in ("rsync", "ssh") if shutil.which(program) is None]
+    if missing:
+        yield None, f"{' and '.join(missing)} not installed on this machine; ray up reaches the hosts with them"
 
 
 def _key(content: dict[str, Any]) -> Problems:

@@ -12,6 +12,7 @@ import ray
 from ray import cloudpickle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from drwr_dist import software
 from drwr_dist.preflight import probe
 
 
@@ -45,7 +46,8 @@ class Answer:
 
 def gather_crew() -> list[Node]:
     """Start a probe on every living node, the head first."""
-    cloudpickle.register_pickle_by_value(probe)
+    for module in (probe, software):
+        cloudpickle.register_pickle_by_value(module)
     nodes = []
     entries = sorted((entry for entry in ray.nodes() if entry["Alive"]), key=_order)
     hosts = Counter(entry["NodeManagerAddress"] for entry in entries)

@@ -44,6 +44,11 @@ def print_findings(console: Console, title: str, findings: Sequence[Finding]) ->
         checks = [check for check in checks if check not in same]
     if checks and len(places) > 1:
         console.print(_table(title, places, checks, cells))
+    print_failures(console, findings)
+
+
+def print_failures(console: Console, findings: Iterable[Finding]) -> None:
+    """Print a line for each failure and each thing to do."""
     for finding in findings:
         if not finding.ok:
             word, style = ("to do", "yellow") if finding.ok is None else ("FAILED", "bold red")

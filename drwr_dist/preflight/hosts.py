@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from drwr_dist.errors import UsageError
+from drwr_dist.preflight.cluster_file import TOKEN
 from drwr_dist.preflight.findings import Finding
 from drwr_dist.preflight.limits import Limits
+from drwr_dist.preflight.ssh import ssh_command
 
-HEAD_PORTS = (6379, 8265)
+HEAD_PORTS = {6379: "Ray's control store", 8265: "the dashboard", 52365: "the agent that starts jobs"}
 
 # Prints key=value lines with what every Debian has.
 _QUESTIONS = r"""
@@ -26,13 +30,29 @@ echo python=$("$python" -V 2>&1)
 echo disk=$(df -kP ~ | awk 'END {print $4}')
 echo shm=$(df -kP /dev/shm | awk 'END {print $4}')
 echo ray=$(pgrep -x raylet | head -1)
+echo token=$(sha256sum 2> /dev/null < ~/.ray/auth_token | cut -c1-64)
 for port in PORTS; do
-  if (exec 3<> /dev/tcp/"$(echo "$SSH_CONNECTION" | cut -d' ' -f3)"/$port) 2> /dev/null; then echo busy=$port; fi
+  if grep -qsE ":$(printf %04X $port) [0-9A-F]+:0000 0A" /proc/net/tcp /proc/net/tcp6; then
+    echo busy=$port # something listens there, on whichever address
+  fi
 done
 """
 
 
-def check_hosts(content: dict[str, Any], limits: Limits) -> list[Finding]:
+def has_own_hosts(content: dict[str, Any]) -> bool:
+    """Say whether a cluster file names its hosts, rather than a cloud that makes them."""
+    return content["provider"]["type"] == "local" and "head_ip" in content["provider"]
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """What the hosts of a cluster file told."""
+
+    findings: list[Finding]
+    ray_runs: bool  # on the head
+
+
+def check_hosts(content: dict[str, Any], limits: Limits) -> Hosts:
     """Check every host of a cluster file for provider local.
 
     Args:
@@ -43,33 +63,34 @@ def check_hosts(content: dict[str, Any], limits: Limits) -> list[Finding]:
         UsageError: the file is not for hosts of one's own.
     """
     provider = content["provider"]
-    if provider["type"] != "local":
+    if not has_own_hosts(content):
         raise UsageError(f"hosts=true: checks hosts of one's own; this file is for {provider['type']}")
-    addresses = [str(provider["head_ip"]), *map(str, provider["worker_ips"])]
+    head = str(provider["head_ip"])
+    addresses = [head, *map(str, provider["worker_ips"])]
 
-    def check(address: str) -> list[Finding]:
-        place = f"{address} (head)" if address == addresses[0] else address
-        ports = HEAD_PORTS if address == addresses[0] else ()
-        answer = _ask(address, content.get("auth", {}), ports, limits.timeout)
-        if isinstance(answer, str):
-            return [Finding(place, "ssh", False, "no", answer)]
-        return [Finding(place, "ssh", True, "ok"), *_judge(place, answer, limits)]
+    def ask(address: str) -> dict[str, str] | str:
+        return _ask(address, content.get("auth", {}), HEAD_PORTS if address == head else {}, limits.timeout)
 
     with ThreadPoolExecutor(max_workers=32) as pool:
-        return [finding for findings in pool.map(check, addresses) for finding in findings]
+        answers = dict(zip(addresses, pool.map(ask, addresses), strict=True))
+    findings = []
+    for address, answer in answers.items():
+        place = f"{address} (head)" if address == head else address
+        if isinstance(answer, str):
+            findings.append(Finding(place, "ssh", False, "no", answer))
+        else:
+            findings += [Finding(place, "ssh", True, "ok"), *_judge(place, answer, limits, is_head=address == head)]
+    there = answers[head]
+    return Hosts(findings, ray_runs=not isinstance(there, str) and bool(there.get("ray")))
 
 
-def _ask(address: str, auth: dict[str, Any], ports: tuple[int, ...], timeout: float) -> dict[str, str] | str:
+def _ask(address: str, auth: dict[str, Any], ports: dict[int, str], timeout: float) -> dict[str, str] | str:
     """Return a host's answers, or why there are none."""
-    key = ["-i", str(Path(auth["ssh_private_key"]).expanduser())] if "ssh_private_key" in auth else []
-    proxy = ["-o", f"ProxyCommand={auth['ssh_proxy_command']}"] if "ssh_proxy_command" in auth else []
-    quiet = ["-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null"]
-    command = ["ssh", *key, *proxy, *quiet, "-o", f"ConnectTimeout={int(timeout)}", "-o", "LogLevel=ERROR"]
     script = _QUESTIONS.replace("PORTS", " ".join(map(str, ports)))
     begin = time.time()
     try:
         done = subprocess.run(
-            [*command, f"{auth.get('ssh_user', 'ubuntu')}@{address}", "bash", "-s"],
+            [*ssh_command(address, auth, timeout), "bash -s"],
             input=script, capture_output=True, text=True, timeout=timeout + 10,
         )  # fmt: skip
     except FileNotFoundError:
@@ -91,7 +112,7 @@ def _difference(clock: float, begin: float, end: float) -> float:
     return clock - end if clock > end else min(0.0, clock - begin)
 
 
-def _judge(place: str, answer: dict[str, str], limits: Limits) -> Iterator[Finding]:
+def _judge(place: str, answer: dict[str, str], limits: Limits, *, is_head: bool) -> Iterator[Finding]:
     rsync = bool(answer["rsync"])
     yield Finding(place, "rsync", rsync, "ok" if rsync else "no", "not installed; ray up copies files with it")
     words = answer["python"].split()
@@ -113,6 +134,14 @@ def _judge(place: str, answer: dict[str, str], limits: Limits) -> Iterator[Findi
         place, "clock", abs(difference) <= limits.max_clock_difference, f"{difference:+.1f} s",
         f"{difference:+.1f} s from this machine's; set the clocks, for example with chrony",
     )  # fmt: skip
-    busy = answer["busy"] and not answer["ray"]
-    reason = f"port {answer['busy']} is taken by something that is not Ray; stop it, or change the port in the file"
-    yield Finding(place, "ports", not busy, answer["busy"] or "free", reason)
+    yield Finding(place, "Ray", True, "runs" if answer["ray"] else "not yet")
+    if is_head and not answer["ray"]:
+        taken = ", ".join(f"{port} ({HEAD_PORTS[int(port)]})" for port in answer["busy"].split())
+        reason = f"port {taken} is taken by something that is not Ray; stop it (ss -ltnp names it)"
+        yield Finding(place, "ports", not taken, answer["busy"] or "free", reason)
+    token = Path(TOKEN).expanduser()
+    if answer["token"] and token.is_file():  # a host that has none yet gets it from ray up
+        same = answer["token"] == hashlib.sha256(token.read_bytes()).hexdigest()
+        reason = f"{TOKEN} is another one than on this machine; ray up hands this machine's out"
+        wrong = False if answer["ray"] else None  # before ray up it is no mistake
+        yield Finding(place, "token", True if same else wrong, "ours" if same else "another", reason)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from drwr_dist.preflight.crew import Answer, Node, ask, dismiss, gather_crew
@@ -16,18 +17,29 @@ PACKAGES = {"drwr_dist": "package", "torch": "torch", "ray": "ray", "python": "p
 _SHARDS_READ = 4  # shards whose first sample each node reads
 
 
-def check_nodes(storage: str | None, data: str | None, limits: Limits) -> list[Finding]:
+@dataclass(frozen=True)
+class Wanted:
+    """What a cluster must have and see."""
+
+    storage: str | None = None  # folder that all nodes must share, or URL; None: not checked
+    data: str | None = None  # dataset that all nodes must be able to read; None: not checked
+    addresses: Sequence[str] = ()  # of nodes that must be there
+    package: str | None = None  # version of drwr_dist; None: that of this process
+
+
+def check_nodes(wanted: Wanted, limits: Limits) -> list[Finding]:
     """Check every node of the cluster that this process is connected to.
 
     Args:
-        storage: folder that all nodes must share; None: not checked.
-        data: dataset that all nodes must be able to read; None: not checked.
+        wanted: what the cluster must have.
         limits: what is asked of a node.
     """
+    storage, data = wanted.storage, wanted.data
     nodes = gather_crew()
     try:
         answers = ask(nodes, lambda _, node: node.actor.facts.remote(), limits.timeout)
-        findings = list(_facts(nodes, answers, limits))
+        findings = list(_facts(nodes, answers, wanted.package, limits))
+        findings += _absent(nodes, wanted.addresses)
         alive = [node for node, answer in zip(nodes, answers, strict=True) if not answer.problem]
         findings += _clocks(alive, limits)
         if storage is not None:
@@ -39,17 +51,29 @@ def check_nodes(storage: str | None, data: str | None, limits: Limits) -> list[F
         dismiss(nodes)
 
 
-def _facts(nodes: list[Node], answers: list[Answer], limits: Limits) -> Iterator[Finding]:
+def _absent(nodes: list[Node], addresses: Sequence[str]) -> Iterator[Finding]:
+    """Name the addresses at which no node has joined."""
+    for address in addresses:
+        if address not in {node.address for node in nodes}:
+            reason = (
+                "did not join Ray, or was lost; the check of the hosts may say why, and so does "
+                "/tmp/ray/session_latest/logs/monitor.log on the head"
+            )
+            yield Finding(address, "answers", False, "absent", reason)
+
+
+def _facts(nodes: list[Node], answers: list[Answer], package: str | None, limits: Limits) -> Iterator[Finding]:
     here = Probe().facts()
+    here["drwr_dist"] = package or here["drwr_dist"]
     for node, answer in zip(nodes, answers, strict=True):
         yield Finding(node.name, "answers", not answer.problem, "no" if answer.problem else "ok", answer.problem)
         if answer.problem:
             continue
         facts = answer.value
         for name, check in PACKAGES.items():
-            reason = (
-                f"{facts[name]}, but {here[name]} where this check runs; install the same on all (launch/install.sh)"
-            )
+            where = "where this check was asked for" if name == "drwr_dist" and package else "where this check runs"
+            fix = "ray up brings all to the same" if name == "drwr_dist" else "install the same on all"
+            reason = f"{facts[name]}, but {here[name]} {where}; {fix} (launch/install.sh)"
             shown = "missing" if facts[name].startswith("missing") else facts[name]
             yield Finding(node.name, check, facts[name] == here[name], shown, reason)
         yield _gpus(node, facts)

@@ -1,7 +1,8 @@
 """What runs on every node: an actor that answers questions about where it is.
 
 It travels by value, and imports what it asks about only when asked: so it also runs where our package, or PyTorch, is
-missing or another one. That is why this module imports the standard library alone.
+missing or another one. That is why this module imports the standard library alone, and drwr_dist.software, which
+travels by value too.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 from typing import Any
+
+from drwr_dist.software import code_digest
 
 
 class Probe:
@@ -36,7 +40,10 @@ class Probe:
         return time.time()
 
     def write(self, folder: str, name: str) -> None:
-        """Write a small file to the storage folder, as a checkpoint is written."""
+        """Write a small file to the storage, a folder or a URL, as a checkpoint is written."""
+        if "://" in folder:
+            _filesystem(folder).pipe_file(f"{folder}/{name}", name.encode())
+            return
         os.makedirs(folder, exist_ok=True)
         path = os.path.join(folder, name)
         with open(f"{path}.partial", "w") as file:
@@ -49,14 +56,18 @@ class Probe:
         """Return which of the files that the nodes wrote can't be read here; waits a little for a network's caches."""
         deadline = time.monotonic() + 5
         while True:
-            absent = [name for name in names if not os.path.exists(os.path.join(folder, name))]
+            absent = [name for name in names if not _exists(folder, name)]
             if not absent or time.monotonic() > deadline:
                 return absent
-            os.listdir(folder)  # network file systems look again when a folder is listed
+            if "://" not in folder:
+                os.listdir(folder)  # network file systems look again when a folder is listed
             time.sleep(0.2)
 
     def remove(self, folder: str, name: str) -> None:
         """Remove the file that `write` wrote."""
+        if "://" in folder:
+            _filesystem(folder).rm_file(f"{folder}/{name}")
+            return
         os.remove(os.path.join(folder, name))
 
     def read_shards(self, data: str, limit: int) -> tuple[str, int]:
@@ -112,6 +123,26 @@ class Probe:
             dist.destroy_process_group()
 
 
+def _filesystem(url: str) -> Any:
+    """Return the filesystem that a URL names, without what it remembers of earlier looks."""
+    import fsspec
+
+    system, _ = fsspec.core.url_to_fs(url)
+    system.invalidate_cache()
+    return system
+
+
+def _exists(folder: str, name: str) -> bool:
+    if "://" in folder:
+        return bool(_filesystem(folder).exists(f"{folder}/{name}"))
+    return os.path.exists(os.path.join(folder, name))
+
+
+def package_version() -> str:
+    """Return the version of drwr_dist that this process imports, with a digest of its code."""
+    return _version("drwr_dist")
+
+
 def _version(name: str) -> str:
     """Return a package's version, for our own with a digest of its code; "missing: …" where it can't be imported."""
     import importlib
@@ -121,19 +152,7 @@ def _version(name: str) -> str:
     except Exception as error:  # whatever a broken installation raises
         return f"missing: {type(error).__name__}: {error}"
     version = str(module.__version__)
-    return f"{version} ({_digest(os.path.dirname(str(module.__file__)))})" if name == "drwr_dist" else version
-
-
-def _digest(folder: str) -> str:
-    import hashlib
-
-    digest = hashlib.sha256()
-    for place, folders, names in os.walk(folder):
-        folders.sort()
-        for name in sorted(name for name in names if name.endswith(".py")):
-            with open(os.path.join(place, name), "rb") as file:
-                digest.update(name.encode() + file.read())
-    return digest.hexdigest()[:7]
+    return f"{version} ({code_digest(Path(str(module.__file__)).parent)})" if name == "drwr_dist" else version
 
 
 def _gpus() -> list[str]:

@@ -26,7 +26,7 @@ mount --bind "$lab/shared" /srv/shared
 mount -t tmpfs -o size=1g tmpfs /dev/shm
 
 # /tmp last: the lab, the repository and its environment may lie there.
-mount -t tmpfs -o size=2g tmpfs "$here/tmp"
+mount -t tmpfs -o size=8g tmpfs "$here/tmp"
 for path in "$repository" "$venv"; do
   case "$path" in
     /tmp/*) mkdir -p "$here/tmp${path#/tmp}"; mount --rbind "$path" "$here/tmp${path#/tmp}" ;;

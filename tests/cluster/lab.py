@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-VENV = Path(sys.prefix)
+VENV = Path(sys.prefix).resolve()  # the folder itself: a link would lead out of a host's own view of the disk
 HERE = Path(__file__).parent
 PROGRAMS = {
     "ip": "iproute2",
@@ -37,7 +37,7 @@ def missing() -> str | None:
     packages = [package for program, package in PROGRAMS.items() if not shutil.which(program, path=path)]
     if packages:
         return f"these Debian packages are not installed: {' '.join(packages)}"
-    if Path(sys.base_prefix) == VENV:
+    if sys.base_prefix == sys.prefix:
         return "the tests run in a virtual environment, which the hosts lay over"
     flags = ["--mount", "--net", "--pid", "--fork", "--uts", "--ipc", "--mount-proc"]
     tried = subprocess.run(
@@ -153,7 +153,7 @@ def _environment() -> dict[str, str]:
 
 def _descendant(pid: int, generations: int) -> int:
     """Wait until a process has a child (of a child …) and return its pid."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 120
     while generations:
         try:
             children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()

@@ -4,7 +4,7 @@
 set -eu
 lab=$1
 mount --make-rprivate /
-mount -t tmpfs -o size=6g tmpfs "$lab"
+mount -t tmpfs -o size=8g tmpfs "$lab"
 mkdir "$lab/shared" "$lab/hosts"
 chmod 1777 "$lab/shared"
 ip link add switch type bridge

@@ -7,6 +7,7 @@ import shutil
 import time
 from pathlib import Path
 
+from cluster import PATIENCE
 from lab import SHARED, Host, Lab
 
 PROGRAMS = {"munged": "munge", "slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client"}
@@ -64,7 +65,7 @@ class Slurm:
         self._daemon(self.controller, f"mkdir -p /tmp/slurm && exec slurmctld -D -f {CONFIG}")
         for host in self.nodes:
             self._daemon(host, f"mkdir -p /tmp/slurmd && exec slurmd -D -f {CONFIG}")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while self.run("sinfo -h -t idle -o %D").strip() != str(len(self.nodes)):
             assert time.monotonic() < deadline, self.run("sinfo -N -l")
             time.sleep(1)
@@ -83,7 +84,7 @@ class Slurm:
         shown = self.run(f"scontrol show job {job}")
         return shown.partition("JobState=")[2].partition(" ")[0] or shown
 
-    def wait(self, job: int, timeout: float) -> str:
+    def wait(self, job: int, timeout: float = PATIENCE) -> str:
         """Wait for a job's end; return its state and exit code as Slurm shows them."""
         deadline = time.monotonic() + timeout
         while (state := self.state(job)) in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING"):
