@@ -21,7 +21,7 @@ from torch import Tensor
 
 from drwr_dist.cli import load_options, run_verb
 from drwr_dist.comparison import compare, print_comparison, write_comparison
-from drwr_dist.data.index import DatasetIndex, load_index
+from drwr_dist.data.index import SPLITS, DatasetIndex, load_index
 from drwr_dist.data.remote import is_remote
 from drwr_dist.data.stream import SampleTable
 from drwr_dist.errors import UsageError
@@ -35,6 +35,7 @@ from drwr_dist.poses import ALIGNED_OBJECTS, alignments, pose_metrics, rotations
 from drwr_dist.report import REPORT, write_report
 from drwr_dist.results import RESULT_TEXT, print_table, write_result
 from drwr_dist.run import RESULT, TrainedRun, load_result, load_run
+from drwr_dist.scores import Predictor
 
 PREDICTIONS = "predictions"
 RELEASED_PREDICTIONS = "pred"
@@ -48,9 +49,10 @@ class EvaluateOptions:
     runs: str | None = None  # instead of run: several, separated by commas, to compare on the same objects
     output: str = "comparison"  # of runs=…: folder for comparison.json, .txt and .svg
     data: str | None = None  # folder or URL of the dataset; none: the one the run was trained on
-    split: str = "test"  # train | val | test
+    split: str | None = None  # train | val | test; none: test, or with shards=… those that the shards belong to
     checkpoint: str = "last"  # last | best | STEP: which of the run's weights; best by the validation metric
     categories: list[str] = field(default_factory=list)  # only these; empty: all
+    shards: str | None = None  # only samples of these shards: names or glob patterns, separated by commas
     predictions: bool = True  # write a PLY per object and input view
     mat: bool = False  # write predictions as the released code does too: pred/<category>/<object>_pc.mat
     references: bool = True  # evaluate the untrained network and the mean shape too
@@ -59,11 +61,32 @@ class EvaluateOptions:
     workers: int = 1  # 1: this process; more, or 0 for all cores: Ray tasks, on the cluster of RAY_ADDRESS or here
 
 
-def evaluate_run(run: TrainedRun, options: EvaluateOptions, console: Console) -> dict[str, Any]:
-    """Evaluate one run as `options` say; write the results into its folder and return this split's block.
+@dataclass(frozen=True)
+class Evaluated:
+    """What an evaluation found."""
+
+    split: str  # whose results these are; several, where the shards belong to several: train+test
+    table: SampleTable
+    predictor: Predictor
+    block: dict[str, Any]
+
+
+def evaluate_run(run: TrainedRun, options: EvaluateOptions, console: Console) -> Evaluated:
+    """Evaluate one run as `options` say and write the results into its folder; errors as those of `measure_run`."""
+    found = measure_run(run, options, console)
+    write_result(run.path, found.split, run.step, found.block)
+    if options.report:
+        run.storage.fetch(METRICS, VALIDATION)
+        write_report(run, found.split, found.table, found.block, found.predictor)
+    run.storage.publish(RESULT, RESULT_TEXT, REPORT, PREDICTIONS, RELEASED_PREDICTIONS)
+    return found
+
+
+def measure_run(run: TrainedRun, options: EvaluateOptions, console: Console) -> Evaluated:
+    """Measure one run on the objects that `options` choose; of its folder only the predictions are written.
 
     Raises:
-        UsageError: the dataset doesn't fit the network, or has no such split or category.
+        UsageError: the dataset doesn't fit the network, or has no such split, category or shard.
         DataError: a damaged sample.
     """
     index = load_index(options.data or run.config.data.path)
@@ -71,7 +94,9 @@ def evaluate_run(run: TrainedRun, options: EvaluateOptions, console: Console) ->
         raise UsageError(
             f"data={index.root}: images of {index.image_size} pixels; the run was trained on {run.image_size}"
         )
-    table = SampleTable.select(index, options.split, options.categories)
+    split, shards = chosen(options)
+    table = SampleTable.select(index, split, options.categories, shards)
+    name = "+".join(each for each in SPLITS if any(index.shards[shard].split == each for shard, _ in table.places))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     predictor = subject_predictor(TRAINED, run, device)
     frames: dict[str, Tensor] = {}
@@ -81,27 +106,33 @@ def evaluate_run(run: TrainedRun, options: EvaluateOptions, console: Console) ->
     save = functools.partial(save_predictions, run.path, options) if options.predictions or options.mat else None
     job, crew = first_job(run, index, options, frames), Crew(options.workers, "ray")
     with session(crew):
-        block = measure(predictor, table, job, crew, save, f"{options.split}: trained", console)
+        block = measure(predictor, table, job, crew, save, f"{name}: trained", console)
         if frames:
             block["poses"] = pose_metrics(rotations(run, table, device), frames)
         if options.references:
-            block["references"] = references(run, table, job, options, console, device)
-    write_result(run.path, options.split, run.step, block)
-    if options.report:
-        run.storage.fetch(METRICS, VALIDATION)
-        write_report(run, options.split, table, block, predictor)
-    run.storage.publish(RESULT, RESULT_TEXT, REPORT, PREDICTIONS, RELEASED_PREDICTIONS)
-    return block
+            block["references"] = references(run, table, job, options, name, console, device)
+    part = {"categories": list(options.categories), "shards": list(shards)}
+    if any(part.values()):
+        block["selection"] = {what: names for what, names in part.items() if names}
+    return Evaluated(name, table, predictor, block)
+
+
+def chosen(options: EvaluateOptions) -> tuple[str | None, tuple[str, ...]]:
+    """Return the split (None: that of the shards) and the patterns of the shards that the options ask for."""
+    shards = tuple(name.strip() for name in (options.shards or "").split(",") if name.strip())
+    return options.split or (None if shards else "test"), shards
 
 
 def first_job(run: TrainedRun, index: DatasetIndex, options: EvaluateOptions, frames: dict[str, Tensor]) -> Job:
     """Return what a worker needs to know to measure the trained network."""
     told = tuple((name, tuple(frame.double().flatten().tolist())) for name, frame in frames.items())
+    split, shards = chosen(options)
     return Job(
         subject=Subject(TRAINED, run.storage.address, str(run.step), told),
         data=index.root if is_remote(index.root) else os.path.abspath(index.root),
-        split=options.split,
+        split=split,
         categories=tuple(options.categories),
+        shards=shards,
         numbers=(),
         background=run.config.data.background,
         earth_mover=options.earth_mover,
@@ -127,19 +158,25 @@ def save_predictions(run: Path, options: EvaluateOptions, key: str, points: Tens
 
 
 def references(
-    run: TrainedRun, table: SampleTable, job: Job, options: EvaluateOptions, console: Console, device: torch.device
+    run: TrainedRun,
+    table: SampleTable,
+    job: Job,
+    options: EvaluateOptions,
+    split: str,
+    console: Console,
+    device: torch.device,
 ) -> dict[str, Any]:
     """Measure what a reader compares with: the untrained network, and each category's mean shape."""
     crew, blocks = Crew(options.workers, "ray"), {}
     subject = dataclasses.replace(job.subject, frames=())
     untrained = dataclasses.replace(job, subject=dataclasses.replace(subject, kind=UNTRAINED), keep_points=False)
     predictor = subject_predictor(UNTRAINED, run, device)
-    blocks["untrained"] = measure(predictor, table, untrained, crew, None, f"{options.split}: untrained", console)
+    blocks["untrained"] = measure(predictor, table, untrained, crew, None, f"{split}: untrained", console)
     shapes = mean_shapes(table, run.config.model.points, run.config.seed)
     if shapes:
         subject = dataclasses.replace(subject, kind=MEAN_SHAPE)
         mean = dataclasses.replace(job, subject=subject, keep_points=False, shapes=shapes)
-        title = f"{options.split}: mean shape"
+        title = f"{split}: mean shape"
         blocks["mean_shape"] = measure(constant(shapes), table, mean, crew, None, title, console)
     for block in blocks.values():
         del block["objects"]
@@ -174,20 +211,30 @@ def compare_runs(options: EvaluateOptions, console: Console) -> int:
         raise UsageError(f"runs={options.runs}: give at least two different runs, separated by commas")
     short = [name.rstrip("/").rsplit("/", 1)[-1] for name in names]
     labels = short if len(set(short)) == len(names) else names
-    blocks = {}
-    for label, name in zip(labels, names, strict=True):
-        run = load_run(name, options.checkpoint)
-        result = load_result(run.path)
-        block = result.get("splits", {}).get(options.split) if result.get("step") == run.step else None
-        if block is None or options.data or options.categories or options.earth_mover:
-            single = dataclasses.replace(options, references=False, report=False, predictions=False, mat=False)
-            block = evaluate_run(run, single, console)
-        blocks[label] = block["objects"]
+    runs = [load_run(name, options.checkpoint) for name in names]  # one that is not there is told before the work
+    blocks, split = {}, chosen(options)[0] or str(options.shards)
+    for label, run in zip(labels, runs, strict=True):
+        blocks[label] = (known_block(run, options) or measure_anew(run, options, console))["objects"]
     table = compare(blocks)
-    print_comparison(console, options.split, table)
-    for path in write_comparison(Path(options.output), options.split, table):
+    print_comparison(console, split, table)
+    for path in write_comparison(Path(options.output), split, table):
         console.print(f"written: {path}", soft_wrap=True, highlight=False)
     return 0
+
+
+def known_block(run: TrainedRun, options: EvaluateOptions) -> dict[str, Any] | None:
+    """Return what an earlier evaluation of the same weights found, where it answers the same question."""
+    if options.data or options.categories or options.shards or options.earth_mover:
+        return None
+    result = load_result(run.path)
+    block = result.get("splits", {}).get(chosen(options)[0]) if result.get("step") == run.step else None
+    return block if block and "shards" not in block.get("selection", {}) else None
+
+
+def measure_anew(run: TrainedRun, options: EvaluateOptions, console: Console) -> dict[str, Any]:
+    """Measure a run for a comparison; its results are left as they are."""
+    single = dataclasses.replace(options, references=False, report=False, predictions=False, mat=False)
+    return measure_run(run, single, console).block
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -197,14 +244,16 @@ def main(arguments: Sequence[str]) -> int:
         raise UsageError(f"earth_mover={options.earth_mover}: must be between 0 (none) and {EARTH_MOVER_POINTS} points")
     if options.workers < 0:
         raise UsageError(f"workers={options.workers}: must be 0 (all cores) or more")
+    if options.split not in (None, *SPLITS):
+        raise UsageError(f"split={options.split}: choose one of {', '.join(SPLITS)}")
     if (options.run is None) == (options.runs is None):
         raise UsageError("evaluate: give run=FOLDER, or runs=FOLDER,FOLDER,… to compare")
     console = Console(stderr=False)
     if options.run is None:
         return compare_runs(options, console)
     run = load_run(options.run if is_remote(options.run) else os.path.abspath(options.run), options.checkpoint)
-    block = evaluate_run(run, options, console)
-    print_table(console, options.split, block)
+    found = evaluate_run(run, options, console)
+    print_table(console, found.split, found.block)
     for name in (RESULT, REPORT) if options.report else (RESULT,):
         console.print(f"written: {run.storage.address}/{name}", soft_wrap=True, highlight=False)
     return 0

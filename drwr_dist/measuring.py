@@ -46,12 +46,13 @@ class Subject:
 
 @dataclass(frozen=True)
 class Job:
-    """Some objects of a split."""
+    """Some objects of a dataset."""
 
     subject: Subject
     data: str
-    split: str
+    split: str | None  # None: of any
     categories: tuple[str, ...]
+    shards: tuple[str, ...]  # glob patterns
     numbers: tuple[int, ...]
     background: float
     earth_mover: int
@@ -109,7 +110,7 @@ def measure_here(predictor: Predictor, table: SampleTable, background: float = 1
     Raises:
         DataError: a damaged sample, or a prediction that is not finite.
     """
-    job = Job(Subject("", "", ""), "", "", (), (), background, earth_mover=0, keep_points=False)
+    job = Job(Subject("", "", ""), "", None, (), (), (), background, earth_mover=0, keep_points=False)
     return measure(predictor, table, job, Crew(1), None, "", Console(quiet=True))
 
 
@@ -132,14 +133,14 @@ def _chunk(job: Job, table: SampleTable, numbers: Sequence[int]) -> Job:
 def score_job(job: Job) -> list[Scored]:
     """Score the objects of a job, in a worker."""
     torch.set_num_threads(1)
-    table = _table(job.data, job.split, job.categories)
+    table = _table(job.data, job.split, job.categories, job.shards)
     predictor = constant(job.shapes) if job.subject.kind == MEAN_SHAPE else _predictor(job.subject)
     return [score(predictor, table, number, job) for number in job.numbers]
 
 
 @functools.lru_cache(maxsize=2)
-def _table(data: str, split: str, categories: tuple[str, ...]) -> SampleTable:
-    return SampleTable.select(load_index(data), split, list(categories))
+def _table(data: str, split: str | None, categories: tuple[str, ...], shards: tuple[str, ...]) -> SampleTable:
+    return SampleTable.select(load_index(data), split, categories, shards)
 
 
 @functools.lru_cache(maxsize=2)

@@ -42,6 +42,7 @@ TAGS = {
     "seconds_forward": "time/forward",
     "seconds_loss": "time/loss",
     "seconds_backward": "time/backward",
+    "seconds_all_reduce": "time/all_reduce",
     "seconds_agreement": "time/agreement",
     "seconds_optimizer": "time/optimizer",
     "memory_gib": "memory/process_gib",
@@ -55,7 +56,7 @@ LAYOUT = {
     "Is it learning?": {
         "losses": ["Multiline", ["loss/.*"]],
         "validation: Chamfer × 100": ["Multiline", ["validation/chamfer.*"]],
-        "validation: F-score and IoU": ["Multiline", ["validation/f_score.*", "validation/silhouette_iou"]],
+        "validation: F-score and IoU": ["Multiline", ["validation/f_score.*", "validation/(silhouette|voxel)_iou"]],
     },
     "Is it stable?": {
         "gradient norm": ["Multiline", ["optimizer/gradient_norm"]],
@@ -111,7 +112,7 @@ class Monitor:
     def validation(self, step: int, row: dict[str, Any]) -> None:
         """Write the scores on the validation split after `step` steps: validation.jsonl, and a tag for each score."""
         with self._validation.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **row}) + "\n")
+            file.write(json.dumps({"step": step, **row, **self._who}) + "\n")
         for name, value in row.items():
             self._writer.add_scalar(f"validation/{name}", value, step)
 
@@ -140,7 +141,7 @@ class Monitor:
 def write_hparams(run: Path, config: Mapping[str, Any], split: str, scores: Mapping[str, Any]) -> None:
     """Put a run on TensorBoard's HParams page: its configuration (flat), and what it scored in the end."""
     values = {key: value if isinstance(value, (bool, int, float, str)) else str(value) for key, value in config.items()}
-    results = {f"final/{split}/{name}": float(value) for name, value in scores.items() if name != "objects"}
+    results = {f"final/{split}/{name}": float(scores[name]) for name in scores if not name.startswith("objects")}
     with SummaryWriter(str(run / TENSORBOARD)) as writer:
         writer.add_hparams(values, results, run_name=".")
 

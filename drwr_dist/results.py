@@ -57,6 +57,12 @@ DEFINITIONS = {
         "the input view; mean over them and over input views",
         "unit": "fraction",
     },
+    "voxel_iou": {
+        "definition": "intersection over union, in 32³ voxels of the unit cube, of those whose centre is inside of "
+        "the mesh and those that the points fill: within 2 voxel sides of a point, what these enclose filled, and 2 "
+        "voxel sides taken off the outside again; mean over input views, over objects whose mesh is watertight",
+        "unit": "fraction",
+    },
 }
 
 
@@ -92,11 +98,12 @@ def print_table(console: Console, split: str, block: dict[str, Any]) -> None:
     table = Table(
         box=SIMPLE,
         padding=(0, 1, 0, 0),
-        title=f"{split}: Chamfer × 100, mean over {block['views']} input views (best: the best of them)",
+        title=f"{split}{selected(block)}: Chamfer × 100, mean over {block['views']} input views (best: the best one)",
     )
     for name in ("category", "n", "untrained", "mean shape", "trained"):
         table.add_column(name, justify="left" if name == "category" else "right", no_wrap=True)
-    for name in ("best", "F@1%", "F@2%", "IoU"):
+    solid = ("voxel IoU",) if "voxel_iou" in block["overall"] else ()
+    for name in ("best", "F@1%", "F@2%", "IoU", *solid):
         table.add_column(name, justify="right", style="dim", no_wrap=True)
     for name, row in [*block["categories"].items(), ("all", block["overall"])]:
         table.add_row(
@@ -109,6 +116,7 @@ def print_table(console: Console, split: str, block: dict[str, Any]) -> None:
             _number(row, "f_score_1", 3),
             _number(row, "f_score_2", 3),
             _number(row, "silhouette_iou", 3),
+            *(_number(row, "voxel_iou", 3) for _ in solid),
         )
     console.print(table)
     if "poses" in block:
@@ -119,6 +127,12 @@ def print_table(console: Console, split: str, block: dict[str, Any]) -> None:
             highlight=False,
             soft_wrap=True,
         )
+
+
+def selected(block: dict[str, Any]) -> str:
+    """Say of which part of its split a block is, where that is not all of it."""
+    parts = [f"{what} {', '.join(names)}" for what, names in block.get("selection", {}).items()]
+    return f" ({'; '.join(parts)})" if parts else ""
 
 
 def _reference(block: dict[str, Any], reference: str, category: str) -> str:

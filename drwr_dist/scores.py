@@ -13,6 +13,7 @@ from torch import Tensor
 from drwr_dist.camera import project
 from drwr_dist.data.sample import ObjectSample
 from drwr_dist.metrics import PointIndex, earth_mover_distance, silhouette_iou
+from drwr_dist.voxels import voxel_iou
 
 # images [V, 3, H, W] of one object, and its category -> points [V, N, 3] (or [1, N, 3] for all views), object frame
 Predictor = Callable[[Tensor, str], Tensor]
@@ -34,6 +35,8 @@ def object_metrics(points: Tensor, sample: ObjectSample, earth_mover: int = 0) -
             row["silhouette_iou"] = held_out_iou(cloud, sample, view if len(points) > 1 else None)
         if truth is not None:
             row |= cloud_metrics(PointIndex(cloud), truth)
+        if sample.occupancy is not None:
+            row["voxel_iou"] = voxel_iou(cloud.numpy(), sample.occupancy)
         if truth is not None and earth_mover:
             matched = earth_mover_distance(cloud, torch.from_numpy(truth.coordinates), earth_mover)
             row["earth_mover"] = 100 * matched
@@ -87,8 +90,15 @@ def summarise(objects: Mapping[str, Mapping[str, float]], views: int) -> dict[st
 
 
 def mean_row(rows: Iterable[Mapping[str, float]]) -> dict[str, Any]:
-    """Average rows name by name, each over the rows that have it; `objects` is the number of rows."""
+    """Average rows name by name, each over the rows that have it.
+
+    `objects` is the number of rows; where fewer have a score, `objects_with_<score>` is their number.
+    """
     rows = list(rows)
-    names = sorted({name for row in rows for name in row})
-    means = {name: float(np.mean([row[name] for row in rows if name in row])) for name in names}
-    return {"objects": len(rows), **means}
+    mean: dict[str, Any] = {"objects": len(rows)}
+    for name in sorted({name for row in rows for name in row}):
+        values = [row[name] for row in rows if name in row]
+        mean[name] = float(np.mean(values))
+        if len(values) < len(rows):
+            mean[f"objects_with_{name}"] = len(values)
+    return mean

@@ -59,6 +59,7 @@ class ImportOptions:
     depth: bool = False  # also write <view>.depth.png: rendered, or what dpc has; docs/data.md has the scale
     compression: str = "auto"  # of the PNGs: quick | small | auto: quick for what is rendered here, else small
     ground_truth_voxel: float = 0.01  # bounding-box diagonals; one ground-truth point per voxel; 0: no ground truth
+    occupancy: bool = True  # of watertight meshes, also write which of 32³ voxels are inside: occupancy.npy
     seed: int = 0  # of cameras, ground truth, splits and order
     workers: int = 0  # processes or Ray tasks at a time; 0: one per core. The bytes written don't depend on it
     engine: str = "auto"  # ray | processes | auto: Ray where RAY_ADDRESS names a cluster, else processes
@@ -220,7 +221,7 @@ _SOURCES: dict[str, Callable[[ImportOptions, Path, Advance, Done], Found]] = {
 _RENDERED = ("meshes", "open_shapes")
 _ONLY_FOR = {  # keys that mean something to some sources alone
     **dict.fromkeys(("manifest", "licences", "distance", "elevation_min", "elevation_max"), _RENDERED),
-    **dict.fromkeys(("supersample", "adaptive", "ground_truth_voxel", "max_faces"), _RENDERED),
+    **dict.fromkeys(("supersample", "adaptive", "ground_truth_voxel", "occupancy", "max_faces"), _RENDERED),
     "max_megabytes": (*_RENDERED, "tfrecords"),
     "camera": ("dpc", "tfrecords"),
     "depth": (*_RENDERED, "dpc"),
@@ -284,6 +285,7 @@ def _mesh_settings(options: ImportOptions) -> MeshSettings:
         render=render,
         limits=MeshLimits(options.max_megabytes * 2**20, options.max_faces),
         ground_truth_voxel=options.ground_truth_voxel,
+        occupancy=options.occupancy,
         seed=options.seed,
         workers=_crew(options),
         skip_bad=options.skip_bad,

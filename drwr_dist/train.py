@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,24 +55,36 @@ def main(arguments: Sequence[str]) -> int:
             show(storage.address, config, block, console)
             return 0
         describe(config, table, console)
-        try:
+        with what_is_left_told(storage, config, arguments, console):
             with driver.ray_session(config.cluster, workers_range(config.workers)[1]):
                 outcome = driver.train(config, console, should_stop=lambda: bool(taken_by()))
             if taken_by():
                 raise TrainingError(f"{storage.address}: {taken_by()} has taken this run over, so it ends here")
-        except TrainingError:
-            tell_what_is_left(storage, config, arguments, console)
-            raise
-        if outcome["outcome"] == "interrupted":
-            console.print(f"interrupted after step {outcome['step']}; the same command continues from there")
-            tell_what_is_left(storage, config, arguments, console)
-            return INTERRUPTED
-        if outcome["skipped"]:
-            counts = ", ".join(f"{shard}: {count}" for shard, count in sorted(outcome["skips"].items()))
-            line = f"{outcome['skipped']} damaged samples were skipped (data.on_bad_sample=skip): {counts}"
-            console.print(line, highlight=False, soft_wrap=True)
-        show(storage.address, config, finish(storage, config, console), console)
+            if outcome["outcome"] == "interrupted":
+                console.print(f"interrupted after step {outcome['step']}; the same command continues from there")
+                tell_what_is_left(storage, config, arguments, console)
+                return INTERRUPTED
+            if outcome["skipped"]:
+                counts = ", ".join(f"{shard}: {count}" for shard, count in sorted(outcome["skips"].items()))
+                line = f"{outcome['skipped']} damaged samples were skipped (data.on_bad_sample=skip): {counts}"
+                console.print(line, highlight=False, soft_wrap=True)
+            block = finish(storage, config, console)
+        show(storage.address, config, block, console)
     return 0
+
+
+@contextlib.contextmanager
+def what_is_left_told(
+    storage: Storage, config: TrainConfig, arguments: Sequence[str], console: Console
+) -> Iterator[None]:
+    """However training or its evaluation ends early, say what is saved and how to go on; what happened follows."""
+    try:
+        yield
+    except UsageError:  # nothing was begun
+        raise
+    except (Exception, KeyboardInterrupt):
+        tell_what_is_left(storage, config, arguments, console)
+        raise
 
 
 def tell_what_is_left(storage: Storage, config: TrainConfig, arguments: Sequence[str], console: Console) -> None:
@@ -184,7 +197,7 @@ def finish(storage: Storage, config: TrainConfig, console: Console) -> dict[str,
         references=config.evaluation.references,
         report=config.evaluation.report,
     )
-    block = evaluate_run(load_run(storage.address, options.checkpoint), options, console)
+    block = evaluate_run(load_run(storage.address, options.checkpoint), options, console).block
     learnt = {key: value for key, value in flat_keys(to_plain(config)).items() if is_learnt(key)}
     write_hparams(storage.folder, learnt, str(options.split), block["overall"])
     storage.publish(TENSORBOARD)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import trimesh
 from rich.console import Console
 from toy import drwr
 
@@ -20,10 +21,12 @@ from drwr_dist.config import DataConfig, ModelConfig, TrainConfig
 from drwr_dist.data.index import load_index
 from drwr_dist.data.stream import SampleTable
 from drwr_dist.errors import UsageError
-from drwr_dist.evaluate import EvaluateOptions, evaluate_run
+from drwr_dist.evaluate import EvaluateOptions, evaluate_run, measure_run
 from drwr_dist.metrics import PointIndex, earth_mover_distance, nearest_distances
 from drwr_dist.point_cloud import read_ply
 from drwr_dist.run import load_run, save_config, untrained_model
+from drwr_dist.scores import mean_row
+from drwr_dist.voxels import filled_voxels
 
 
 def make_run(folder: Path, data: Path, seed: int) -> Path:
@@ -42,7 +45,7 @@ def runs(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Pa
 def test_scores_are_those_of_plain_code(runs: list[Path], toy_dataset: Path):
     """All metrics of an object, from the written clouds, by the definitions and nothing else."""
     options = EvaluateOptions(split="test", references=False, report=False, earth_mover=40)
-    block = evaluate_run(load_run(runs[0]), options, Console(quiet=True))
+    block = evaluate_run(load_run(runs[0]), options, Console(quiet=True)).block
     table = SampleTable.select(load_index(str(toy_dataset)), "test")
     sample = table.read(0, with_points=True)
     rows = []
@@ -65,12 +68,58 @@ def test_scores_are_those_of_plain_code(runs: list[Path], toy_dataset: Path):
     assert found["earth_mover"] >= found["chamfer_predicted_to_target"]  # a matching is no shorter than the nearest
 
 
+def test_voxel_iou_is_that_of_plain_code(runs: list[Path], toy_dataset: Path):
+    """A box with a leg, from the import's own mesh file, each part asked by trimesh; the mean of the views."""
+    table = SampleTable.select(load_index(str(toy_dataset)), "test", ["slab"])
+    block = measure_run(load_run(runs[0]), EvaluateOptions(categories=["slab"], references=False), Console(quiet=True))
+    sample = table.read(0, with_points=True)
+    mesh = trimesh.load(toy_dataset.parent / "meshes" / f"{sample.key}.ply")
+    low, high = mesh.bounds
+    mesh.apply_translation(-(low + high) / 2).apply_scale(1 / np.linalg.norm(high - low))
+    place = (np.arange(32) + 0.5) / 32 - 0.5
+    centres = np.stack(np.meshgrid(place, place, place, indexing="ij"), -1).reshape(-1, 3)
+    inside = np.logical_or.reduce([part.contains(centres) for part in mesh.split(only_watertight=False)])
+    assert np.array_equal(sample.occupancy.reshape(-1), inside)
+    clouds = [read_ply(runs[0] / "predictions" / f"{sample.key}.{view:02d}.ply") for view in range(5)]
+    filled = [filled_voxels(cloud).reshape(-1) for cloud in clouds]
+    expected = np.mean([(each & inside).sum() / (each | inside).sum() for each in filled])
+    assert block.block["objects"][sample.key]["voxel_iou"] == pytest.approx(expected)
+    assert block.block["selection"] == {"categories": ["slab"]}
+
+
+def test_a_mean_says_over_how_many_objects():
+    row = mean_row([{"chamfer": 1.0, "voxel_iou": 0.5}, {"chamfer": 3.0}])
+    assert row == {"objects": 2, "chamfer": 2.0, "voxel_iou": 0.5, "objects_with_voxel_iou": 1}
+    table = compare({"a": {"x/1": {"chamfer": 1.0, "voxel_iou": 0.5}, "x/2": {"chamfer": 3.0}}} | {"b": {
+        "x/1": {"chamfer": 2.0, "voxel_iou": 0.7}, "x/2": {"chamfer": 4.0}}})  # fmt: skip
+    group = table["groups"]["all"]
+    assert group["metrics"]["voxel_iou"]["b"]["mean"] == 0.7 and group["objects_with_voxel_iou"] == 1
+
+
+def test_any_shards_are_evaluated(runs: list[Path], toy_dataset: Path):
+    """One shard, a pattern, several of different splits: exactly their objects, under the name of their splits."""
+    index = load_index(str(toy_dataset))
+    keys = {shard.url: set(shard.keys) for shard in index.shards}
+    plain = {"references": False, "report": False, "predictions": False}
+    names = {split: [shard.url for _, shard in index.split(split)] for split in ("train", "test")}
+    for shards, split, expected in (
+        (names["train"][1], "train", keys[names["train"][1]]),
+        ("train-*1.tar", "train", keys["train-000001.tar"]),
+        (f"{names['train'][0]}, {names['test'][0]}", "train+test", keys[names["train"][0]] | keys[names["test"][0]]),
+    ):
+        found = measure_run(load_run(runs[0]), EvaluateOptions(shards=shards, **plain), Console(quiet=True))
+        assert found.split == split and set(found.block["objects"]) == expected
+    with pytest.raises(UsageError, match=r"shards=train-000000\.tar: no shard of .* there are test"):
+        options = EvaluateOptions(split="test", shards="train-000000.tar", **plain)
+        measure_run(load_run(runs[0]), options, Console(quiet=True))
+
+
 @pytest.mark.slow
 def test_any_number_of_workers_gives_the_same_digits(runs: list[Path], tmp_path: Path):
     shutil.rmtree(runs[0] / "predictions", ignore_errors=True)
     results = {}
     for workers in (1, 3):
-        done = drwr("evaluate", f"run={runs[0]}", "split=train", f"workers={workers}", "report=false")
+        done = drwr("evaluate", f"run={runs[0]}", "shards=train-*.tar", f"workers={workers}", "report=false")
         assert done.returncode == 0, done.stderr
         results[workers] = json.loads((runs[0] / "result.json").read_text())["splits"]["train"]
         clouds = sorted((runs[0] / "predictions").rglob("*.ply"))
@@ -143,6 +192,7 @@ def test_runs_side_by_side(runs: list[Path], tmp_path: Path):
         (["runs=a"], ["runs=a", "two"]),
         (["run=a", "earth_mover=9999"], ["earth_mover=9999", "2048"]),
         (["run=a", "workers=-2"], ["workers=-2"]),
+        (["run=a", "split=tset"], ["split=tset", "train, val, test"]),
     ],
 )
 def test_evaluate_refuses_mistakes(arguments: list[str], names: list[str]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import re
 import socket
 import subprocess
@@ -73,10 +74,16 @@ def test_every_documented_tag_is_there_and_every_tag_documented(events: EventAcc
 
 def test_the_phases_of_a_step_add_up_to_its_time(events: EventAccumulator):
     phases = [tag for tag in events.Tags()["scalars"] if tag.startswith("time/")]
-    assert len(phases) == 6
+    assert len(phases) == 7
     total = sum(events.Scalars(tag)[3].value for tag in phases)
     step = 4 / events.Scalars("speed/samples_per_second")[3].value  # a batch of 4, logged at every step
     assert 0.5 * step < total < 1.1 * step
+
+
+def test_the_all_reduce_has_a_time_of_its_own(events: EventAccumulator):
+    """Rank 0 exchanges gradients only where there are two."""
+    exchanged = [event.value for event in events.Scalars("time/all_reduce")]
+    assert exchanged[:8] == [0] * 8 and all(value > 0 for value in exchanged[8:])
 
 
 def test_pictures_clouds_text_and_hparams(events: EventAccumulator):
@@ -100,7 +107,9 @@ def test_pictures_clouds_text_and_hparams(events: EventAccumulator):
 
 
 def test_lines_for_machines_say_who_wrote_them(restarted: Path):
-    for row in rows(restarted):
+    validated = [json.loads(line) for line in (restarted / "validation.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in validated] == [5, 10]
+    for row in [*rows(restarted), *validated]:
         assert (row["run"], row["rank"], row["node"]) == ("seen", 0, socket.gethostname())
 
 

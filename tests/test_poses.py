@@ -178,7 +178,7 @@ def test_from_shards_to_gradients_and_results(mode: str, proposals: str, tmp_pat
     assert all(parameter.grad is not None for parameter in network.parameters())
     run = TrainedRun(tmp_path / "run", settings, 32, 1, network.eval())
     run.path.mkdir()
-    block = evaluate_run(run, EvaluateOptions(split="test"), Console(quiet=True))
+    block = evaluate_run(run, EvaluateOptions(split="test"), Console(quiet=True)).block
     assert 0 <= block["poses"]["rotation_error_median"] <= 180 and block["poses"]["views"] == 9
     assert block["overall"]["chamfer"] > 0
 

@@ -181,6 +181,19 @@ def test_empty_mask(balls: DatasetIndex):
     assert "02.mask.png: the mask is empty" in lines(balls)
 
 
+def test_voxels_that_are_not_on_the_masks(tmp_path: Path):
+    place = (np.arange(32) + 0.5) / 32 - 0.5
+    sample = make_sample()
+    sample.occupancy = (place[:, None, None] ** 2 + place[:, None] ** 2 + place**2) < 0.4**2
+    write_samples(tmp_path / "sound", [encoded(sample)])
+    assert verify_dataset(str(tmp_path / "sound")) == []
+    sample.occupancy = np.roll(sample.occupancy, 9, axis=1)
+    write_samples(tmp_path / "shifted", [encoded(sample)])
+    assert "occupancy.npy: view 00: camera and mask don't belong together: only" in str(
+        verify_dataset(str(tmp_path / "shifted"))[0]
+    )
+
+
 class TestDepth:
     """The disc of `make_sample` as if all of it were at depth 2."""
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import copy
+import json
+import time
+from pathlib import Path
 
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from drwr_dist.config import TrainConfig
 from drwr_dist.data.index import load_index
 from drwr_dist.data.stream import Batch, SampleTable, batches
-from drwr_dist.engine import layout
+from drwr_dist.engine import layout, timing
 from drwr_dist.engine.objective import objective
 from drwr_dist.engine.step_times import StepTimer
 
@@ -38,6 +44,33 @@ def test_the_timed_step_has_the_gradient_of_the_objective() -> None:
     assert all(value > 0 for value in seconds.values())
     for parameter, gradient in zip(timer.model.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient)
+
+
+def exchange(rank: int, address: str, results: str) -> None:
+    """A rank whose backward pass takes 0.1 s longer for rank 1: rank 0 has to wait for it in the all-reduce."""
+    dist.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+    network = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 1))
+    timer = timing.StepTimer(CPU)
+    timer.watch(network)
+    wrapped = DistributedDataParallel(network)
+    for _ in range(3):
+        timer.begin()
+        timer.sample(True)
+        hidden = wrapped(torch.ones(2, 4)).sum()
+        if rank:
+            hidden.register_hook(lambda gradient: time.sleep(0.1))
+        timer.lap("forward")
+        hidden.backward()
+        timer.lap("backward")
+    Path(results, str(rank)).write_text(json.dumps(timer.close_interval()))
+    dist.destroy_process_group()
+
+
+def test_waiting_in_the_all_reduce_is_not_taken_for_the_backward_pass(tmp_path: Path) -> None:
+    mp.start_processes(exchange, args=(f"file://{tmp_path}/meet", str(tmp_path)), nprocs=2, start_method="spawn")
+    fast, slow = (json.loads((tmp_path / rank).read_text()) for rank in "01")
+    assert slow["seconds_backward"] > 0.1 and fast["seconds_all_reduce"] > 0.05
+    assert fast["seconds_backward"] < 0.1 > slow["seconds_all_reduce"]
 
 
 def test_moments_of_another_layout_are_laid_out_as_the_weights() -> None:

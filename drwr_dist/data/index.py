@@ -6,6 +6,7 @@ neighbours and checked as it is read. A dataset is a folder or anything that fss
 
 from __future__ import annotations
 
+import fnmatch
 import itertools
 import json
 import math
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from drwr_dist.data.remote import is_remote, join, read_remote
-from drwr_dist.errors import DataError
+from drwr_dist.errors import DataError, UsageError
 
 INDEX_NAME = "index.json"
 SCHEMA_VERSION = 1
@@ -65,16 +66,39 @@ class DatasetIndex:
             raise DataError(f"unknown split {name!r}; there are {', '.join(SPLITS)}")
         return [(number, shard) for number, shard in enumerate(self.shards) if shard.split == name]
 
-    def select(self, split: str, categories: Collection[str] | None = None) -> list[tuple[int, int, str]]:
+    def matching(self, patterns: Collection[str], splits: Collection[str] = SPLITS) -> set[int]:
+        """Return the numbers of the shards of these splits whose names match one of the glob patterns.
+
+        Raises:
+            UsageError: a pattern that matches none.
+        """
+        candidates = [(number, shard) for split in splits for number, shard in self.split(split)]
+        found: set[int] = set()
+        for pattern in patterns:
+            matched = {number for number, shard in candidates if fnmatch.fnmatchcase(shard.url, pattern)}
+            if not matched:
+                names = [shard.url for _, shard in candidates]
+                listed = ", ".join(names[:4]) + (f", … ({len(names)} shards)" if len(names) > 4 else "")
+                raise UsageError(f"shards={pattern}: no shard of {self.root} is called so; there are {listed}")
+            found |= matched
+        return found
+
+    def select(
+        self, split: str | None, categories: Collection[str] | None = None, shards: Collection[str] = ()
+    ) -> list[tuple[int, int, str]]:
         """List the samples of a split as (shard number, position in the shard, key), in stored order.
 
         Args:
-            split: train, val or test.
+            split: train, val or test; None: of all three, in this order.
             categories: only these; None or empty: all.
+            shards: only of shards whose names match one of these glob patterns; empty: all.
 
         Raises:
             DataError: a category that the dataset doesn't have.
+            UsageError: a pattern that no shard matches.
         """
+        splits = SPLITS if split is None else (split,)
+        named = self.matching(shards, splits)
         wanted = set(categories or self.categories)
         if unknown := sorted(wanted - set(self.categories)):
             raise DataError(
@@ -82,7 +106,9 @@ class DatasetIndex:
             )
         return [
             (number, position, key)
-            for number, shard in self.split(split)
+            for each in splits
+            for number, shard in self.split(each)
+            if number in named or not shards
             for position, key in enumerate(shard.keys)
             if key.split("/", 1)[0] in wanted
         ]

@@ -1,7 +1,8 @@
 """One object as it lies in a shard: what its members are, and every way in which they can be wrong.
 
 The members of the sample `<category>/<object id>` are `00.image.png`, `00.mask.png`, `01.image.png`, …,
-`cameras.json`, `meta.json` and, where ground truth is known, `points.npy`; `<view>.depth.png` where it was asked for.
+`cameras.json`, `meta.json` and, where ground truth is known, `points.npy`; `<view>.depth.png` where it was asked for,
+`occupancy.npy` where the mesh is watertight.
 Nothing here unpickles.
 """
 
@@ -12,7 +13,7 @@ import json
 import math
 import re
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +21,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from drwr_dist.data import occupancy
+from drwr_dist.data.npy import decode_npy, encode_npy
 from drwr_dist.data.png import decode_png, png_fault
 from drwr_dist.errors import DataError
 
@@ -42,6 +45,7 @@ class ObjectSample:
     focal_length: NDArray[np.float64]  # [V], in frame widths
     points: NDArray[np.float32] | None = None  # [M, 3] ground truth in the object frame, where known
     meta: dict[str, Any] = field(default_factory=dict)
+    occupancy: NDArray[np.bool_] | None = None  # [S, S, S] voxels inside of the object, where known
     depths: NDArray[np.uint16] | None = None  # [V, H, W] levels (see `drwr_dist.data.depth`); written, never decoded
 
 
@@ -83,7 +87,7 @@ def composite_planes(
 
 
 def encode_sample(sample: ObjectSample, compression: str = "small") -> dict[str, bytes]:
-    """Encode one object as its members, in the order in which a shard holds them (`points.npy` last).
+    """Encode one object as its members, in the order in which a shard holds them (ground truth last).
 
     Args:
         sample: the object.
@@ -109,9 +113,9 @@ def encode_sample(sample: ObjectSample, compression: str = "small") -> dict[str,
     members["cameras.json"] = _encode_json(cameras)
     members["meta.json"] = _encode_json(sample.meta)
     if sample.points is not None:
-        buffer = io.BytesIO()
-        np.save(buffer, sample.points.astype(np.float16), allow_pickle=False)
-        members["points.npy"] = buffer.getvalue()
+        members["points.npy"] = encode_npy(sample.points.astype(np.float16))
+    if sample.occupancy is not None:
+        members[occupancy.MEMBER] = encode_npy(occupancy.pack(sample.occupancy))
     return members
 
 
@@ -139,6 +143,8 @@ def _check_arrays(sample: ObjectSample) -> int:
     if reason := camera_fault(sample.world_to_camera, sample.focal_length):
         raise DataError(f"{sample.key}: {reason}")
     if sample.points is not None and (reason := points_fault(sample.points)):
+        raise DataError(f"{sample.key}: {reason}")
+    if sample.occupancy is not None and (reason := occupancy.packed_fault(occupancy.pack(sample.occupancy))):
         raise DataError(f"{sample.key}: {reason}")
     return views
 
@@ -266,7 +272,7 @@ def decode_sample(
         key: the sample's key, named in errors.
         shard: the shard, named in errors.
         views: numbers of the views to decode, in this order; None decodes all. All results have V = len(views).
-        with_points: decode `points.npy` too, where the sample has it.
+        with_points: decode `points.npy` and `occupancy.npy` too, where the sample has them.
         background: grey level (or three levels) in [0, 1] under the images (see `composite`); None leaves RGB as
             stored.
 
@@ -286,6 +292,7 @@ def decode_sample(
         world_to_camera=world_to_camera[wanted],
         focal_length=focal_length[wanted],
         points=read.points() if with_points and "points.npy" in members else None,
+        occupancy=read.occupancy() if with_points and occupancy.MEMBER in members else None,
         meta=read.json("meta.json"),
     )
 
@@ -366,25 +373,19 @@ class _MemberReader:
         return array
 
     def points(self) -> NDArray[np.float32]:
-        member = "points.npy"
+        array = self._array("points.npy", points_fault)
+        return np.asarray(array, dtype=np.float32)
+
+    def occupancy(self) -> NDArray[np.bool_]:
+        return occupancy.unpack(self._array(occupancy.MEMBER, occupancy.packed_fault))
+
+    def _array(self, member: str, fault: Callable[[NDArray[Any]], str | None]) -> NDArray[Any]:
         try:
-            data = self._bytes(member)
-            _check_npy_size(data)
-            array = np.load(io.BytesIO(data), allow_pickle=False)
+            array = decode_npy(self._bytes(member))
         except DataError:
             raise
         except Exception as error:  # NumPy's reader of headers raises many kinds
             raise self._fail(member, f"not a plain .npy array ({error})") from error
-        if reason := points_fault(array):
+        if reason := fault(array):
             raise self._fail(member, reason)
-        return np.asarray(array, dtype=np.float32)
-
-
-def _check_npy_size(data: bytes) -> None:
-    """Raise ValueError where a .npy header promises another size than follows; NumPy would reserve what it promises."""
-    file = io.BytesIO(data)
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
-    if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(data) - file.tell():
-        raise ValueError(f"shape {shape} of {dtype} doesn't fit {len(data)} bytes")
+        return array

@@ -43,18 +43,20 @@ class SampleTable:
     shard_sizes: tuple[int, ...]
 
     @classmethod
-    def select(cls, index: DatasetIndex, split: str, categories: Sequence[str] = ()) -> SampleTable:
-        """Choose the samples of `split` (of `categories`, where any are given).
+    def select(
+        cls, index: DatasetIndex, split: str | None, categories: Sequence[str] = (), shards: Sequence[str] = ()
+    ) -> SampleTable:
+        """Choose the samples of `split` (None: of any), of `categories` and `shards` (patterns), where any are given.
 
         Raises:
-            UsageError: a category that the dataset doesn't have.
+            UsageError: a category that the dataset doesn't have, a pattern that no shard of the split matches.
             DataError: no sample is left.
         """
         unknown = sorted(set(categories) - set(index.categories))
         if unknown:
             known = ", ".join(sorted(index.categories))
             raise UsageError(f"data.categories: {index.root} has no category {unknown[0]}; it has {known}")
-        rows = index.select(split, categories or None)
+        rows = index.select(split, categories or None, shards)
         if not rows:
             raise DataError(f"{index.root}: split {split!r} has no samples")
         sizes: dict[int, int] = {}

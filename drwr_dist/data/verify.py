@@ -151,7 +151,7 @@ def _check_sample(
         yield Finding(shard.url, key, f"{views} views, the index says at most {index.views}")
     if side != index.image_size:
         yield Finding(shard.url, key, f"images of {side} × {side} pixels, the index says {index.image_size}")
-    for reason in (*camera_findings(sample), *depth_findings(members, sample)):
+    for reason in (*camera_findings(sample), *occupancy_findings(sample), *depth_findings(members, sample)):
         yield Finding(shard.url, key, reason)
     group = str(sample.meta.get("near_duplicate_group", key))
     split, other = groups.setdefault(group, (shard.split, key))
@@ -182,8 +182,23 @@ def camera_findings(sample: ObjectSample) -> Iterator[str]:
             yield f"view {view:02d}: {reason}"
 
 
+def occupancy_findings(sample: ObjectSample) -> Iterator[str]:
+    """Project the occupied voxels' centres with each view's camera: all are inside of the object, so on its mask."""
+    if sample.occupancy is None:
+        return
+    centres = (np.argwhere(sample.occupancy) + 0.5) / len(sample.occupancy) - 0.5
+    for view, mask in enumerate(sample.masks):
+        camera = sample.world_to_camera[view], float(sample.focal_length[view])
+        if reason := _points_fault(centres, mask, *camera, what="occupied voxels"):
+            yield f"occupancy.npy: view {view:02d}: {reason}"
+
+
 def _points_fault(
-    points: NDArray[np.float32], mask: NDArray[np.uint8], matrix: NDArray[np.float64], focal_length: float
+    points: NDArray[np.floating],
+    mask: NDArray[np.uint8],
+    matrix: NDArray[np.float64],
+    focal_length: float,
+    what: str = "ground truth",
 ) -> str | None:
     xy, depth = _project(points.astype(np.float64), matrix, focal_length)
     seen = (depth > NEAR) & ((xy >= 0) & (xy <= 1)).all(axis=1)
@@ -191,7 +206,7 @@ def _points_fault(
         return "the camera puts the object out of the frame"
     share = _share_on_mask(xy[seen], mask) * float(seen.mean())
     if share < INSIDE_SHARE:
-        return f"camera and mask don't belong together: only {share:.0%} of the ground truth projects onto the mask"
+        return f"camera and mask don't belong together: only {share:.0%} of the {what} projects onto the mask"
     return None
 
 

@@ -84,6 +84,8 @@ class Worker:
         self._clock = (time.perf_counter(), 0.0)
         self.timer = StepTimer(self.device)
         self.passes = Passes(config, self.model, self.plan, self.device, self.world_size, self.timer)
+        if self.world_size > 1:
+            self.timer.watch(self.model)
         self.pictures = Pictures(index, config)
 
     def __enter__(self) -> Worker:

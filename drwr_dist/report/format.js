@@ -5,7 +5,7 @@ const CONTENT = JSON.parse(document.getElementById("content").textContent);
 const NUMBER_OF = Object.fromEntries(CONTENT.objects.map((entry, number) => [entry.key, number]));
 const LABELS = {
   chamfer: "Chamfer × 100", chamfer_predicted_to_target: "prediction → truth", chamfer_target_to_predicted: "truth → prediction",
-  chamfer_best_view: "best view", chamfer_squared: "squared × 10⁴", earth_mover: "Earth mover × 100", f_score_1: "F @ 1 %", f_score_2: "F @ 2 %", silhouette_iou: "silhouette IoU",
+  chamfer_best_view: "best view", chamfer_squared: "squared × 10⁴", earth_mover: "Earth mover × 100", f_score_1: "F @ 1 %", f_score_2: "F @ 2 %", silhouette_iou: "silhouette IoU", voxel_iou: "voxel IoU",
 };
 const PREDICTION = "#1f5fbf", TRUTH = "#e07b1a";
 

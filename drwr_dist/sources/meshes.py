@@ -22,8 +22,10 @@ from drwr_dist.pool import Crew, run_ordered
 from drwr_dist.sources.geometry import Mesh, Similarity, geometry_hash, normalise, sample_surface, thin
 from drwr_dist.sources.loading import MeshLimits, load_mesh
 from drwr_dist.sources.manifest import ManifestRow
+from drwr_dist.sources.occupancy import occupancy
 from drwr_dist.sources.rendering import RenderSettings, random_cameras, render
 from drwr_dist.sources.splits import assign_splits, merge_groups, read_splits, shuffled
+from drwr_dist.voxels import VOXELS
 
 SURFACE_SAMPLES = 100_000  # ground truth: so many points by area, thinned to one per voxel
 
@@ -35,6 +37,7 @@ class MeshSettings:
     render: RenderSettings = field(default_factory=RenderSettings)
     limits: MeshLimits = field(default_factory=MeshLimits)
     ground_truth_voxel: float = 0.01  # object units; 0: no ground truth
+    occupancy: bool = True  # which voxels are inside, of watertight meshes; not without ground truth
     seed: int = 0
     workers: int | Crew = 1
     skip_bad: bool = False
@@ -150,13 +153,14 @@ def make_sample(job: MeshJob, mesh: Mesh, similarity: Similarity) -> ObjectSampl
     world_to_camera = random_cameras(settings.render, cameras_rng)
     images, masks, depths = render(mesh, world_to_camera, settings.render)
     step = depth_step(settings.render.distance)
-    points = None
+    points, inside = None, None
     if settings.ground_truth_voxel > 0:
         try:
             dense = sample_surface(mesh, SURFACE_SAMPLES, points_rng)
         except DataError as error:
             raise DataError(f"{job.path}: {error}") from error
         points = thin(dense, settings.ground_truth_voxel).astype(np.float32)
+        inside = occupancy(mesh, VOXELS) if settings.occupancy else None
     category, name = job.key.split("/", 1)
     return ObjectSample(
         key=job.key,
@@ -166,6 +170,7 @@ def make_sample(job: MeshJob, mesh: Mesh, similarity: Similarity) -> ObjectSampl
         focal_length=np.full(len(images), settings.render.focal_length),
         depths=None if depths is None else to_levels(depths, step),
         points=points,
+        occupancy=inside,
         meta={
             "category": category,
             "object_id": name,

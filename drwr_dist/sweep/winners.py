@@ -70,7 +70,7 @@ def measure_on_test(sweep: Path, winners: Sequence[Trial], split: str, console: 
         found = load_result(run).get("splits", {}).get(split)
         if found is None:
             options = EvaluateOptions(str(run), split=split, categories=[trial.category], references=False)
-            found = evaluate_run(load_run(run), options, console)
+            found = evaluate_run(load_run(run), options, console).block
         blocks[trial.id] = found
     return blocks
 
