@@ -29,7 +29,7 @@ test: install  ## the tests that CI runs
 test-all: install  ## the slow tests too
 	$(BIN)/python -m pytest -m ''
 
-test-cluster: install  ## Ray on five hosts in namespaces, trained on and broken (root; iproute2, openssh-server, rsync; slurm-wlm)
+test-cluster: install  ## Ray on five hosts in namespaces, trained on and broken (root; iproute2, openssh-server, rsync, curl; slurm-wlm)
 	$(BIN)/python -m pytest tests/cluster -m '' -rs
 
 lint: install  ## ruff, mypy, and who imports whom

@@ -22,6 +22,8 @@ PROGRAMS = {
     "sshd": "openssh-server",
     "ssh": "openssh-client",
     "rsync": "rsync",
+    "curl": "curl",
+    "pgrep": "procps",
     "nsenter": "util-linux",
 }
 SUBNET = "10.77.0"
