@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 import yaml
 from ray.cluster_utils import Cluster
@@ -17,6 +18,7 @@ from drwr_dist.errors import ClusterError, UsageError
 from drwr_dist.launch import main
 from drwr_dist.preflight.cluster_file import check_cluster_file
 from drwr_dist.preflight.findings import Finding, failed
+from drwr_dist.preflight.probe import Probe
 
 LOCAL, AWS, GCP = (REPOSITORY / "launch" / name for name in ("cluster.yaml", "aws.yaml", "gcp.yaml"))
 
@@ -127,6 +129,14 @@ def test_a_server_that_is_not_ray_is_told_from_a_cluster(monkeypatch: pytest.Mon
         server.shutdown()
 
 
+def test_a_bucket_is_written_and_read_as_a_folder_is():
+    probe, url = Probe(), "memory://bucket/runs"
+    probe.write(url, "mine")
+    assert probe.missing(url, ["mine"]) == []
+    probe.remove(url, "mine")
+    assert fsspec.filesystem("memory").find("bucket/runs") == []
+
+
 @pytest.mark.slow
 def test_a_running_cluster_node_by_node(toy_dataset: Path, tmp_path: Path):
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
@@ -143,7 +153,14 @@ def test_a_running_cluster_node_by_node(toy_dataset: Path, tmp_path: Path):
         file = tmp_path / "file"
         file.touch()
         done = drwr(
-            "launch check", running, f"storage={file}/folder", f"data={tmp_path}", "min_disk=1e9", "min_bandwidth=1e9"
+            "launch check",
+            running,
+            f"storage={file}/folder",
+            f"data={tmp_path}",
+            "min_disk=1e9",
+            "min_bandwidth=1e9",
+            "expect=[192.0.2.7]",
+            "package=0.0.1",
         )
         assert done.returncode == 1
         for message in (
@@ -152,8 +169,10 @@ def test_a_running_cluster_node_by_node(toy_dataset: Path, tmp_path: Path):
             "shards: DataError: no index.json",
             "disk: ",
             "Mbit/s, 1000000000",
+            "FAILED 192.0.2.7: answers: did not join Ray",
+            "but 0.0.1 where this check was asked for",
         ):
             assert message in done.stdout, done.stdout
-        assert done.stdout.count("FAILED") == 3 + 3 + 3 + 2
+        assert done.stdout.count("FAILED") == 3 + 3 + 3 + 2 + 1 + 3
     finally:
         cluster.shutdown()
