@@ -25,7 +25,7 @@ from drwr_dist.pool import ENGINES, Crew
 from drwr_dist.sources.finishing import ViewSettings
 from drwr_dist.sources.loading import MeshLimits
 from drwr_dist.sources.manifest import ManifestRow, allowed, read_manifest
-from drwr_dist.sources.mesh_folders import list_meshes, object_id, without_mesh
+from drwr_dist.sources.mesh_folders import list_meshes, object_id
 from drwr_dist.sources.meshes import MeshJob, MeshSettings, Skipped, import_meshes
 from drwr_dist.sources.open_shapes import unpack_shapes
 from drwr_dist.sources.rendering import RenderSettings
@@ -159,7 +159,7 @@ def _from_meshes(options: ImportOptions, scratch: Path, progress: Advance, done:
             jobs.append(MeshJob(key, file.path, row, settings, root=Path(options.input)))
     if not jobs:
         raise UsageError(f"licences={options.licences}: no mesh of {options.input} has one of them")
-    skipped = (Skipped(key, reason) for key, reason in without_mesh(without))
+    skipped = (Skipped(key, reason) for key, reason in without)
     return itertools.chain(skipped, import_meshes(jobs, settings, options.splits, progress, done))
 
 

@@ -56,6 +56,13 @@ BOMBS = {
     "instances.glb": glb(
         [{"children": list(range(1, 3001))}] + [{"mesh": 0}] * 3000, {"count": 3, "bufferView": 0}
     ),
+    "deep.glb": glb(
+        [{"children": [number + 1]} for number in range(100_000)] + [{"mesh": 0}], {"count": 3, "bufferView": 0}
+    ),
+    "comb.glb": glb(
+        [{"children": [number + 1, 2000 + number]} for number in range(1999)] + [{"mesh": 0}] * 2000,
+        {"count": 3, "bufferView": 0},
+    ),
     "polygon.obj": b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf " + b"1 2 3 " * 20_000 + b"\n",
     "fan.obj": b"v 0 0 0\nv 1 0 0\nv 0 1 0\n" + b"f 1 2 3\n" * 20_000,
 }  # fmt: skip
@@ -100,6 +107,10 @@ def test_the_reason_is_said(tmp_path: Path):
         (tmp_path / name).write_bytes(BOMBS[name])
         with pytest.raises(DataError, match=r"more than the 1000 (faces )?allowed; raise max_faces"):
             load_mesh(tmp_path / name, MeshLimits(faces=1000))
+    for name in ("deep.glb", "comb.glb"):
+        (tmp_path / name).write_bytes(BOMBS[name])
+        with pytest.raises(DataError, match=r"the scene is too large or too deep: .* join its parts"):
+            load_mesh(tmp_path / name)
 
 
 def test_a_polygon_of_many_corners_ends():

@@ -42,6 +42,20 @@ BAD = {
     "huge.obj": ("v 1e308 0 0\nv -1e308 0 0\nv 0 1e308 0\nf 1 2 3\n", "the mesh is too large: its extent overflows"),
     "empty.ply": (b"", "not a readable .ply mesh"),
     "missing_vertex.obj": ("v 0 0 0\nv 1 0 0\nf 1 2 9\n", "a face refers to a vertex that is not there"),
+    "huge_quad.obj": (SQUARE.replace("1", "1e200") + "f 1 2 3 4\n", "the mesh is too large: its extent overflows"),
+    "draco.gltf": (
+        '{"asset":{"version":"2.0"},"extensionsRequired":["KHR_draco_mesh_compression"],"nodes":[]}',
+        "its geometry is compressed (KHR_draco_mesh_compression), which is not read; export it without",
+    ),
+    "quantised.gltf": (
+        '{"asset":{"version":"2.0"},"meshes":[{"primitives":[{"attributes":{"POSITION":0}}]}],'
+        '"accessors":[{"componentType":5122,"normalized":true}]}',
+        "its positions are normalised integers (KHR_mesh_quantization), not read; export floats",
+    ),
+    "cycle.gltf": (
+        '{"asset":{"version":"2.0"},"nodes":[{"children":[1]},{"children":[0]}]}',
+        "the nodes of the scene form a cycle",
+    ),
     "buffer.gltf": (
         '{"asset":{"version":"2.0"},"buffers":[{"uri":"../../../etc/passwd","byteLength":10}]}',
         "not a readable .gltf mesh",
@@ -100,10 +114,36 @@ def test_what_is_odd_but_fine(tmp_path: Path):
     write(folder / "large.obj", SQUARE.replace("1", "1e30") + "f 1 2 3 4\n")
     for suffix in ("stl", "off", "glb", "ply"):
         trimesh.creation.box((1, 2, 3)).export(folder / f"日本 {suffix}.{suffix}")
-    for name in ("scene.dae", "notes.txt", "picture.png"):
+    for name in ("scene.dae", "notes.txt", "picture.png", "._sheet.obj"):
         write(folder / name, "not a mesh that is read")
+    write(folder / "byte order mark.obj", "\ufeff" + SQUARE + "f 1 2 3 4\n")
+    write(folder / "tabs.obj", SQUARE.replace(" ", "\t") + "f\t1\t2\t3\t4\n")
+    write(folder / "comments.obj", SQUARE.replace("v 1 0 0", "v 1 0 0 # a corner") + "f 1 2 3 4 # the square\n")
+    write(folder / "windows.obj", "mtllib .\\texture.mtl\r\nusemtl a\r\n" + SQUARE + "f 1 2 3 4\n")
     assert "skipped" not in build(tmp_path / "in", tmp_path / "out")
     found = read_all(tmp_path / "out")
-    assert len(found) == 9 and {"gr_e_2/sheet", "gr_e_2/no_material", "gr_e_2/far", "gr_e_2/glb"} <= set(found)
-    red = found["gr_e_2/texture"][1].images.astype(int)
-    assert red[..., 0].max() > 50 and not red[..., 1:].any()
+    assert len(found) == 13 and {"gr_e_2/sheet", "gr_e_2/no_material", "gr_e_2/far", "gr_e_2/glb"} <= set(found)
+    for name in ("texture", "windows"):
+        red = found[f"gr_e_2/{name}"][1].images.astype(int)
+        assert red[..., 0].max() > 50 and not red[..., 1:].any()
+
+
+def test_an_object_in_a_folder_of_its_own(tmp_path: Path):
+    """As downloads of glTF have it: the buffer lies beside the scene, its name a URI."""
+    category = tmp_path / "in/chair"
+    for name in ("first one", "second", "two", "textures"):
+        (category / name).mkdir(parents=True)
+    files = trimesh.exchange.gltf.export_gltf(trimesh.Scene(trimesh.creation.box((1, 2, 3))))
+    write(category / "first one/scene.gltf", files.pop("model.gltf").replace(b"gltf_buffer", b"a%20buffer"))
+    for buffer, data in files.items():
+        write(category / "first one" / buffer.replace("gltf_buffer", "a buffer"), data)
+    write(category / "second/model.obj", SQUARE + "f 1 2 3 4\n")
+    for name in ("a.ply", "b.ply"):
+        trimesh.creation.box((1, 2, 3)).export(category / "two" / name)
+    log = build(tmp_path / "in", tmp_path / "out")
+    assert (
+        log.splitlines()[-1] == f"skipped chair/two: {category / 'two'}: 2 meshes in it; an object's folder holds one"
+    )
+    found = read_all(tmp_path / "out")
+    assert sorted(found) == ["chair/first_one", "chair/second"]
+    assert found["chair/second"][1].meta["licence"] == "unknown"  # a model.obj is ShapeNet's in a synset's folder alone

@@ -222,6 +222,50 @@ class TestMasks:
         change(own, lambda c: [f.update(mask_path=f"shapes/{n:04d}.png") for n, f in enumerate(c["frames"])])
         assert run_import("posed", own, tmp_path / "out").views == 8
 
+    @pytest.mark.parametrize("kind", ["numbers", "palette", "colour", "16 bits", "one bit"])
+    def test_of_labels(self, own: Path, mug: tuple[Path, Scene], tmp_path: Path, kind: str):
+        """0 and 1, however they are written: none of these is a picture that is dark all over."""
+        (own / "masks").mkdir()
+        for path in sorted((own / "images").iterdir()):
+            rgba = np.asarray(Image.open(path))
+            inside = rgba[..., 3] > 127
+            image = Image.fromarray(inside.astype(np.uint16 if kind == "16 bits" else np.uint8))
+            if kind == "palette":
+                image.putpalette([0, 0, 0, 128, 0, 0])  # the first two colours of Pascal VOC
+            elif kind == "colour":
+                image = Image.fromarray(inside[..., None] * np.array([255, 0, 0], np.uint8))
+            elif kind == "one bit":
+                image = Image.fromarray(inside)
+            image.save(own / "masks" / path.name)
+            Image.fromarray(rgba[..., :3]).save(path)
+        run_import("posed", own, tmp_path / "out", views=5)
+        _, sample = read_all(tmp_path / "out")["object/a"]
+        assert share_on_masks(in_unit_cube(mug[1].points, sample.meta), sample) >= 0.999
+
+    def test_shared_by_two_images(self, own: Path, tmp_path: Path):
+        """Two cameras that number their images alike need a folder of masks each."""
+        rgba = {path.name: np.asarray(Image.open(path)) for path in sorted((own / "images").iterdir())}
+        for number, (name, pixels) in enumerate(rgba.items()):
+            (own / "images" / name).unlink()
+            for kind, part in (("images", pixels[..., :3]), ("masks", pixels[..., 3])):
+                place = own / kind / f"camera{number % 2}/{number // 2}.png"
+                place.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(part).save(place)
+
+        def rename(content: dict) -> None:
+            for number, frame in enumerate(content["frames"]):
+                frame["file_path"] = f"images/camera{number % 2}/{number // 2}.png"
+
+        change(own, rename)
+        run_import("posed", own, tmp_path / "out")
+        for path in (own / "masks/camera0").iterdir():
+            path.rename(own / "masks" / path.name)
+        import shutil
+
+        shutil.rmtree(own / "masks/camera1")
+        with pytest.raises(DataError, match=r"masks/0\.png: the mask of both .*camera0/0\.png and .*camera1/0\.png"):
+            run_import("posed", own, tmp_path / "shared")
+
     def test_of_16_bits(self, own: Path, mug: tuple[Path, Scene], tmp_path: Path):
         split_alpha(own, lambda path: path.parent.parent / "masks" / path.name)
         for path in (own / "masks").iterdir():

@@ -7,12 +7,14 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
 
 from drwr_dist.errors import DataError
 from drwr_dist.sources.geometry import GREY, Mesh
+from drwr_dist.sources.gltf import check_gltf
 from drwr_dist.sources.obj import parse_obj
 
 _NO_COLOUR = (102, 102, 102)  # what trimesh says where a material has no colour
@@ -85,6 +87,8 @@ def _parse_parts(data: bytes, kind: str, folder: _Folder | None, max_faces: int)
     import trimesh
 
     logging.getLogger("trimesh").setLevel(logging.CRITICAL)
+    if kind in ("glb", "gltf"):
+        check_gltf(data)
     try:
         loaded = trimesh.load_scene(io.BytesIO(data), file_type=kind, resolver=folder, process=False)
         _check_instances(loaded, max_faces)
@@ -150,7 +154,8 @@ class _Folder:
         self._folder, self._limit = folder.resolve(), limit
 
     def get(self, name: str) -> bytes:
-        path = (self._folder / name).resolve()
+        plain = (self._folder / name.replace("\\", "/")).resolve()
+        path = plain if plain.exists() else (self._folder / unquote(name)).resolve()  # glTF's names are URIs
         if path.suffix.lower() not in (".mtl", ".bin") or not path.is_relative_to(self._folder):
             raise FileNotFoundError(name)
         return _read_bounded(path, self._limit)

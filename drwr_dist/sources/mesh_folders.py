@@ -1,20 +1,23 @@
 """Finding meshes in a folder: DIR/<category>/<object>.ply|obj|off|stl|glb|gltf, or ShapeNet's layouts.
 
-A folder whose name is a synset id is the category of that synset; DIR may also be one synset's folder.
+An object may also lie in a folder of its own, with the files that belong to it. A folder whose name is a synset id is
+the category of that synset; DIR may also be one synset's folder.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from drwr_dist.errors import DataError, UsageError
 from drwr_dist.sources.loading import MESH_SUFFIXES
 from drwr_dist.sources.manifest import UNKNOWN
 from drwr_dist.sources.shapenet import LICENCE, SYNSETS, is_synset_folder, model_mesh
+
+Unused = tuple[str, str]  # the key that an object would have, and why it has none
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ def object_id(name: str) -> str:
     return f"{clean[:48]}_{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:12]}".lstrip("_")
 
 
-def list_meshes(folder: str, categories: Sequence[str] = ()) -> tuple[dict[str, MeshFile], list[Path]]:
+def list_meshes(folder: str, categories: Sequence[str] = ()) -> tuple[dict[str, MeshFile], list[Unused]]:
     """Find the meshes of a folder.
 
     Args:
@@ -49,7 +52,7 @@ def list_meshes(folder: str, categories: Sequence[str] = ()) -> tuple[dict[str, 
         categories: only these, by category or by the folder's name; none: all.
 
     Returns:
-        Key → file, and the folders of ShapeNet models that hold no mesh.
+        Key → file, and the folders of objects that can't be used: ShapeNet models without a mesh, several meshes.
 
     Raises:
         UsageError: no such folder, a category that isn't there, or no mesh at all.
@@ -59,7 +62,7 @@ def list_meshes(folder: str, categories: Sequence[str] = ()) -> tuple[dict[str, 
     if not root.is_dir():
         raise UsageError(f"input={folder}: no such folder")
     found: dict[str, MeshFile] = {}
-    without: list[Path] = []
+    without: list[Unused] = []
     for place in _category_folders(root, categories):
         name = place.resolve().name if place == root else place.name
         meshes, empty = _meshes_of(place, name)
@@ -71,7 +74,8 @@ def list_meshes(folder: str, categories: Sequence[str] = ()) -> tuple[dict[str, 
     if not found:
         kinds = ", ".join(MESH_SUFFIXES)
         raise UsageError(
-            f"input={folder}: no meshes; expected {folder}/<category>/<object> with one of {kinds}, or ShapeNetCore's "
+            f"input={folder}: no meshes; expected {folder}/<category>/<object> with one of {kinds}, a folder "
+            "<category>/<object>/ with one mesh in it, or ShapeNetCore's "
             "<synset>/<model>/model.obj or <synset>/<model>/models/model_normalized.obj"
         )
     return found, without
@@ -90,23 +94,32 @@ def _category_folders(root: Path, categories: Sequence[str]) -> list[Path]:
     return [place for name, place in folders.items() if name in wanted]
 
 
-def _meshes_of(place: Path, name: str) -> tuple[list[MeshFile], list[Path]]:
-    """Return the meshes of a category's folder, and those of its models that have none."""
+def _meshes_of(place: Path, name: str) -> tuple[list[MeshFile], list[Unused]]:
+    """Return the meshes of a category's folder, and those of its objects that can't be used."""
     meshes: list[MeshFile] = []
-    empty: list[Path] = []
-    for path in sorted(place.iterdir()):
-        if path.suffix.lower() in MESH_SUFFIXES and (path.is_file() or path.is_symlink()):
-            # A link to nothing counts too: reading it says so.
+    unused: list[Unused] = []
+    for path in _visible(place):
+        if _is_mesh(path):
             meshes.append(MeshFile(path, name, path.stem))
-        elif path.is_dir() and (found := model_mesh(path)):
-            meshes.append(MeshFile(found[0], name, path.name, found[1], LICENCE))
-        elif path.is_dir() and name in SYNSETS:
-            empty.append(path)
-    return meshes, empty
+        elif path.is_dir():
+            own = MeshFile(path, name, path.name)
+            inner = [file for file in _visible(path) if _is_mesh(file)]
+            if found := model_mesh(path, name):
+                meshes.append(replace(own, path=found[0], source=found[1], licence=LICENCE))
+            elif name in SYNSETS:
+                unused.append((own.key, f"{path}: neither model.obj nor models/model_normalized.obj in it"))
+            elif len(inner) == 1:
+                meshes.append(replace(own, path=inner[0]))
+            elif inner:
+                unused.append((own.key, f"{path}: {len(inner)} meshes in it; an object's folder holds one"))
+    return meshes, unused
 
 
-def without_mesh(folders: Sequence[Path]) -> Iterator[tuple[str, str]]:
-    """Yield key and reason for each ShapeNet model without a mesh."""
-    for folder in folders:
-        key = MeshFile(folder, folder.parent.resolve().name, folder.name).key
-        yield key, f"{folder}: neither model.obj nor models/model_normalized.obj in it"
+def _visible(folder: Path) -> list[Path]:
+    """List a folder without hidden files, such as the `._…` that macOS puts into archives."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def _is_mesh(path: Path) -> bool:
+    # A link to nothing counts too: reading it says so.
+    return path.suffix.lower() in MESH_SUFFIXES and (path.is_file() or path.is_symlink())

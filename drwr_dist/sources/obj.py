@@ -35,7 +35,7 @@ def parse_obj(data: bytes, read_material: Callable[[str], bytes] | None = None, 
     Raises:
         DataError: names the line: a number that can't be read, a face that refers to a missing vertex; or no face.
     """
-    vertices, polygons, libraries = _read_lines(data.decode("utf-8", errors="replace"), max_faces)
+    vertices, polygons, libraries = _read_lines(data.decode("utf-8-sig", errors="replace"), max_faces)
     if not polygons:
         raise DataError("the mesh has no triangles")
     positions = np.asarray(vertices, dtype=np.float64).reshape(-1, 3)
@@ -60,14 +60,14 @@ def _read_lines(
     libraries: list[str] = []
     material, triangles = "", 0
     for number, line in enumerate(text.replace("\\\r\n", " ").replace("\\\n", " ").split("\n"), start=1):
-        head, _, rest = line.strip().partition(" ")
+        head, rest = _words(line)
         try:
             if head == "v":
                 vertices.append([float(word) for word in rest.split()[:3]])
                 if len(vertices[-1]) != 3:
                     raise ValueError("three coordinates are needed")
             elif head == "f":
-                corners = [_index(word.split("/", 1)[0], len(vertices)) for word in rest.split()]
+                corners = [_index(word.split("/", 1)[0], len(vertices)) for word in rest.partition("#")[0].split()]
                 corners = [corner for place, corner in enumerate(corners) if corner != corners[place - 1]]
                 triangles += max(0, len(corners) - 2)
                 if triangles > max_faces:
@@ -75,12 +75,18 @@ def _read_lines(
                 if len(corners) >= 3:
                     polygons[len(corners)].append((corners, material))
             elif head == "usemtl":
-                material = rest.strip()
+                material = rest
             elif head == "mtllib":
-                libraries.append(rest.strip())
+                libraries.append(rest)
         except ValueError as error:
             raise DataError(f"line {number}: {error}") from error
     return vertices, polygons, libraries
+
+
+def _words(line: str) -> tuple[str, str]:
+    """Split a line into its first word and the rest, by spaces or tabs."""
+    head, *rest = line.split(None, 1) or [""]
+    return head, rest[0].strip() if rest else ""
 
 
 def _index(word: str, count: int) -> int:
@@ -113,7 +119,8 @@ def triangulate(
 def _cut_quads(positions: NDArray[np.float64], quads: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[int]]:
     """Cut each quad along the diagonal 0-2, or along 1-3 where it is concave at 1 or 3."""
     a, b, c, d = (positions[quads[:, i]] for i in range(4))
-    same_side = np.einsum("qi,qi->q", np.cross(b - a, c - a), np.cross(c - a, d - a)) >= 0
+    with np.errstate(over="ignore", invalid="ignore"):  # such a mesh is refused by its extent
+        same_side = np.einsum("qi,qi->q", np.cross(b - a, c - a), np.cross(c - a, d - a)) >= 0
     first = np.where(same_side[:, None], quads[:, [0, 1, 2]], quads[:, [0, 1, 3]])
     second = np.where(same_side[:, None], quads[:, [0, 2, 3]], quads[:, [1, 2, 3]])
     owner = np.repeat(np.arange(len(quads)), 2)
@@ -203,9 +210,9 @@ def _parse_mtl(text: str) -> dict[str, tuple[int, int, int]]:
     found: dict[str, tuple[int, int, int]] = {}
     name = ""
     for line in text.splitlines():
-        head, _, rest = line.strip().partition(" ")
+        head, rest = _words(line)
         if head == "newmtl":
-            name = rest.strip()
+            name = rest
         elif head == "Kd":
             try:
                 red, green, blue = (round(255 * min(max(float(word), 0.0), 1.0)) for word in rest.split()[:3])

@@ -30,7 +30,9 @@ def read_picture(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | Non
 
 
 def read_mask(path: Path) -> NDArray[np.uint8]:
-    """Read a mask, white on the object: alpha where the image has some, else its brightness.
+    """Read a mask: alpha where the image has some, else brightness, white on the object; or labels, 0 off the object.
+
+    Labels are the numbers 0 and 1, and the indices of a palette with colours (as DAVIS and Pascal VOC have them).
 
     Returns:
         [H, W], 0 background … 255 object.
@@ -39,15 +41,25 @@ def read_mask(path: Path) -> NDArray[np.uint8]:
         DataError: as `read_picture`.
     """
     image = _open(path)
-    if image.mode.startswith("I"):  # 16 bits; Pillow would clip at 255
-        wide = np.asarray(image).astype(np.int64)
-        return np.asarray(np.clip(wide, 0, 65535) // 257, dtype=np.uint8)
     if image.mode == "P" and "transparency" not in image.info:
+        colours = np.asarray(image.convert("RGB"))
+        if (colours != colours[..., :1]).any():
+            return np.where(np.asarray(image) > 0, np.uint8(255), np.uint8(0))
         image = image.convert("RGB")
+    if image.mode.startswith("I"):  # 16 bits; Pillow would clip at 255
+        return _eight_bits(np.asarray(image))
     pixels = np.asarray(image.convert("RGBA"))
     if not (pixels[..., 3] == 255).all():
         return pixels[..., 3].copy()
-    return np.asarray(image.convert("L"), dtype=np.uint8).copy()
+    return _eight_bits(pixels[..., :3].max(axis=-1))
+
+
+def _eight_bits(levels: NDArray[np.integer]) -> NDArray[np.uint8]:
+    """Bring levels of 16 or 8 bits, or 0 and 1, to 0 … 255; whichever the brightest of them tells."""
+    wide = np.clip(levels.astype(np.int64), 0, 65535)
+    brightest = int(wide.max())
+    scaled = wide // 257 if brightest > 255 else wide * 255 if brightest == 1 else wide
+    return scaled.astype(np.uint8)
 
 
 def read_levels(path: Path) -> NDArray[np.uint16]:

@@ -34,7 +34,7 @@ from drwr_dist.sources.hull import Silhouette, explained, silhouette, visual_hul
 from drwr_dist.sources.mesh_folders import object_id
 from drwr_dist.sources.meshes import Progress, Skipped
 from drwr_dist.sources.pictures import read_mask, read_picture
-from drwr_dist.sources.posed_view import PosedView
+from drwr_dist.sources.posed_view import PosedView, check_masks
 from drwr_dist.sources.reframe import to_unit_box, turn_to_centre, warp
 from drwr_dist.sources.transforms import read_transforms, transform_files
 
@@ -147,11 +147,14 @@ def _is_object(folder: Path) -> bool:
 def read_views(item: PosedObject) -> list[PosedView]:
     """Read the cameras of an object; `transforms.json` wins over a COLMAP model."""
     if transform_files(item.folder):
-        return read_transforms(item.root, item.folder)
-    model = colmap_folder(item.folder)
-    if model is None:
-        raise DataError(f"{item.folder}: neither transforms.json nor a COLMAP model is there any more")
-    return read_colmap(item.root, item.folder, model)
+        views = read_transforms(item.root, item.folder)
+    else:
+        model = colmap_folder(item.folder)
+        if model is None:
+            raise DataError(f"{item.folder}: neither transforms.json nor a COLMAP model is there any more")
+        views = read_colmap(item.root, item.folder, model)
+    check_masks(views)
+    return views
 
 
 def survey(item: PosedObject) -> Survey | Skipped:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,6 +73,9 @@ def find_image(root: Path, folder: Path, name: str) -> Path:
 def find_mask(root: Path, folder: Path, image: Path) -> Path | None:
     """Find the mask that lies beside an image: masks/<stem>.png, masks/<file name>.png or <stem>_mask.png.
 
+    Images in folders of their own (images/left/0.jpg) have masks in such folders first (masks/left/0.jpg.png), as
+    COLMAP has it for several cameras.
+
     Args:
         root: the input folder; nothing outside of it is looked at.
         folder: of the object.
@@ -81,12 +85,37 @@ def find_mask(root: Path, folder: Path, image: Path) -> Path | None:
         The first that is there, or None.
     """
     names = (f"{image.stem}.png", f"{image.name}.png", image.name)
-    places = [folder / kind / name for kind in _MASK_FOLDERS for name in names]
+    places = [
+        folder / kind / inner / name for inner in _inner(folder, image) for kind in _MASK_FOLDERS for name in names
+    ]
     places += [image.parent.parent / kind / name for kind in _MASK_FOLDERS for name in names]
     places += [image.parent / f"{image.stem}{ending}" for ending in ("_mask.png", ".mask.png")]
     allowed = root.resolve()
     found = (place.resolve() for place in places if place.is_file())
     return next((place for place in found if place != image and place.is_relative_to(allowed)), None)
+
+
+def _inner(folder: Path, image: Path) -> list[Path]:
+    """Return the folders below that of the masks in which an image's mask may lie, the most particular first."""
+    try:
+        parts = image.parent.relative_to(folder.resolve()).parts
+    except ValueError:
+        return [Path()]
+    return [Path(*parts[start:]) for start in range(len(parts) + 1)]
+
+
+def check_masks(views: Sequence[PosedView]) -> None:
+    """Raise DataError where two images have found the same mask, which can be only one's."""
+    owners: dict[Path, Path] = {}
+    for view in views:
+        if view.mask is None:
+            continue
+        owner = owners.setdefault(view.mask, view.image)
+        if owner != view.image:
+            raise DataError(
+                f"{view.mask}: the mask of both {owner} and {view.image}; put masks into folders as the images are, "
+                "or name them by mask_path"
+            )
 
 
 def rigid(matrix: NDArray[np.float64], where: str) -> NDArray[np.float64]:

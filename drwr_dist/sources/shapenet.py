@@ -24,10 +24,15 @@ _TABLE = """
 SYNSETS: dict[str, str] = dict(zip(_TABLE.split()[::2], _TABLE.split()[1::2], strict=True))
 
 
-def model_mesh(folder: Path) -> tuple[Path, str] | None:
-    """Return the mesh in a model's folder and the release it is from, or None where it is no such folder."""
+def model_mesh(folder: Path, category: str) -> tuple[Path, str] | None:
+    """Return the mesh in a model's folder and the release it is from, or None where it is no such folder.
+
+    Args:
+        folder: of the model.
+        category: name of the category's folder; a model.obj is ShapeNet's only in a synset's.
+    """
     for release, name in _MESHES.items():
-        if (folder / name).is_file():
+        if (folder / name).is_file() and (category in SYNSETS or len(name.parts) > 1):
             return folder / name, release
     return None
 
