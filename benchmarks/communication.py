@@ -5,7 +5,8 @@
     python benchmarks/communication.py --table                      # the table of docs/scaling.md, from the results
 
 Each run is `python -m drwr_dist.train config=configs/demo.yaml` (about 3 minutes on two cores) and ends in one small
-file, results/communication/<variant>-<seed>.json; what has a file is not run again. All variants see every object
+file, results/communication/<variant>-<seed>.json. What has a file is not run again, and a run that was interrupted goes
+on from its checkpoint. All variants see every object
 equally often. Chamfer distances as in default_loss.py, over the 41 objects of val and test.
 
 Bytes: what a worker sends for each object that it trains on. In a ring over n workers it sends 2 (n - 1) / n times what
@@ -19,7 +20,6 @@ import dataclasses
 import json
 import subprocess
 import sys
-import tempfile
 from typing import Any
 
 import numpy as np
@@ -36,7 +36,7 @@ from drwr_dist.run import load_run
 
 FOLDER = RESULTS / "communication"
 COMMON = [f"config={ROOT / 'configs' / 'demo.yaml'}", f"data={ROOT / 'shards' / 'demo'}", "workers=2"]
-QUIET = ["evaluation.split=", "monitor.pictures_every=0", "name=demo"]
+QUIET = ["evaluation.split=", "monitor.pictures_every=0"]
 
 # name -> (what it is, what differs from the demo)
 VARIANTS: dict[str, tuple[str, list[str]]] = {
@@ -66,13 +66,13 @@ def sent_per_object(config: TrainConfig, parameters: int, workers: int = 2) -> f
     return 2 * (workers - 1) / workers * step / (config.global_batch / workers)
 
 
-def run(variant: str, seed: int) -> dict[str, Any]:
+def run(variant: str, seed: int, storage: str) -> dict[str, Any]:
     """Train one variant and score it."""
     config = configuration(variant, seed)
-    with tempfile.TemporaryDirectory() as storage:
-        settings = [*COMMON, *QUIET, f"seed={seed}", f"storage={storage}", *VARIANTS[variant][1]]
-        subprocess.run([sys.executable, "-m", "drwr_dist.train", *settings], check=True, cwd=ROOT)
-        trained = load_run(f"{storage}/demo").model
+    name = f"{variant}-{seed}"
+    settings = [*COMMON, *QUIET, f"seed={seed}", f"storage={storage}", f"name={name}", *VARIANTS[variant][1]]
+    subprocess.run([sys.executable, "-m", "drwr_dist.train", *settings], check=True, cwd=ROOT)
+    trained = load_run(f"{storage}/{name}").model
     predictor = network_predictor(trained, torch.device("cpu"))
     sent = sent_per_object(config, sum(parameter.numel() for parameter in trained.parameters()))
     found = {split: score(predictor, split, config) for split in SPLITS}
@@ -107,6 +107,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--storage", default=str(ROOT / "runs" / "communication"), help="folder of the runs")
     parser.add_argument("--table", action="store_true", help="print the table and run nothing")
     options = parser.parse_args()
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -114,7 +115,7 @@ def main() -> None:
         for variant in options.variants:
             path = FOLDER / f"{variant}-{seed}.json"
             if not path.exists():
-                write(path, run(variant, seed))
+                write(path, run(variant, seed, options.storage))
     print(table())
 
 

@@ -9,17 +9,18 @@ optimizer, same objects and views at each step, one thread, float32. Three measu
 results/comparison/, none of which is made twice:
 
 - cost: CPU seconds of a step, medians of interleaved rounds, in a process whose allocator keeps its heap (which helps
-  the plain form most); the highest resident memory of a process that makes two steps, less that of one that makes none.
-- steps: each loss trained for 200 steps (the volume of 128³ for 60: a step of it takes seconds).
-- time: each loss trained for as many steps as fit in 100 CPU seconds, its schedules stretched over them.
+  the plain form most); by how much the resident memory of a process of its own rises at most in two steps.
+- steps: each loss trained for 100 steps (the volume of 128³ for 30: a step of it takes seconds).
+- time: each loss trained for as many steps as fit in 40 CPU seconds, its schedules stretched over them.
 
-Chamfer distances ×100 as in default_loss.py, means over the 41 objects of val and test. About half an hour on one core.
+Chamfer distances ×100 as in default_loss.py, means over the 41 objects of val and test. About ten minutes on one core.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -31,7 +32,7 @@ import numpy as np
 import torch
 from communication import overall
 from default_loss import SPLITS, score, write
-from measuring import RESULTS, ROOT, peak, provenance
+from measuring import RESULTS, ROOT, peak, provenance, reset_peak
 from step import HEAP_KEPT, THREADS
 from training import train_here, train_step
 
@@ -54,8 +55,8 @@ VOLUME = [
     "loss.semantics=released", "loss.unary_weight=0", "loss.repulsion_weight=0", "loss.repulsion_weight_end=null",
     "loss.volumetric_weight=1", "loss.keep_points=0.07", "model.scale_head=true",
 ]  # fmt: skip
-STEPS, SECONDS = 200, 100.0
-SCORES = 4  # of each training, evenly spaced
+STEPS, SECONDS = 100, 40.0
+SCORES = 3  # of each training, evenly spaced
 
 # name -> (what it is, what differs, steps of the measurement at equal steps)
 METHODS: dict[str, tuple[str, list[str], int]] = {
@@ -64,7 +65,7 @@ METHODS: dict[str, tuple[str, list[str], int]] = {
     "plain-32": ("released, all pairs, grid 32", [*RELEASED, "loss.grid=32", "loss.method=plain"], STEPS),
     "dpc-32": ("volume, grid 32", [*VOLUME, "loss.grid=32"], STEPS),
     "dpc-64": ("volume, grid 64", [*VOLUME, "loss.grid=64"], STEPS),
-    "dpc-128": ("volume, grid 128", [*VOLUME, "loss.grid=128"], 60),
+    "dpc-128": ("volume, grid 128", [*VOLUME, "loss.grid=128"], 30),
 }
 
 
@@ -101,12 +102,8 @@ class Stepper:
 
 def measure_cost(rounds: int = 7) -> dict[str, Any]:
     """Return CPU seconds of a step and peak memory of each method."""
-    memory = {}
     plain = {name: value for name, value in os.environ.items() if name not in HEAP_KEPT}
-    for method in METHODS:
-        command = [sys.executable, __file__, "--memory", method]
-        values = [int(subprocess.check_output([*command, count], env=plain)) for count in ("0", "2")]
-        memory[method] = round((values[1] - values[0]) / 2**20, 1)
+    memory = json.loads(subprocess.check_output([sys.executable, __file__, "--memory"], env=plain))
     steppers = {method: Stepper(method) for method in METHODS}
     seconds: dict[str, list[float]] = {method: [] for method in METHODS}
     for turn in range(rounds + 1):
@@ -126,12 +123,22 @@ def measure_cost(rounds: int = 7) -> dict[str, Any]:
     return {"about": provenance(), "methods": found}
 
 
-def show_memory(method: str, steps: int) -> None:
-    """Print the highest resident bytes of a process that makes so many steps."""
+def extra_memory(method: str) -> float:
+    """Return the MiB by which the resident memory of this process rises at most while it makes two steps."""
     stepper = Stepper(method)
-    for number in range(steps):
+    before = reset_peak()
+    for number in range(2):
         stepper.step(number)
-    print(peak())
+    return round((peak() - before) / 2**20, 1)
+
+
+def measure_memory() -> dict[str, float]:
+    """Return `extra_memory` of each method, each in a process of its own, forked from this one."""
+    found = {}
+    for method in METHODS:
+        with multiprocessing.get_context("fork").Pool(1) as pool:
+            found[method] = pool.apply(extra_memory, (method,))
+    return found
 
 
 def run(method: str, steps: int) -> dict[str, Any]:
@@ -212,11 +219,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", default=[], help="cost, or names of trainings: METHOD-steps, METHOD-time")
     parser.add_argument("--table", action="store_true", help="print the table, draw the picture, and run nothing")
-    parser.add_argument("--memory", nargs=2, metavar=("METHOD", "STEPS"), help=argparse.SUPPRESS)
+    parser.add_argument("--memory", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.memory:
-        show_memory(options.memory[0], int(options.memory[1]))
+        print(json.dumps(measure_memory()))
         return
     cost = FOLDER / "cost.json"
     FOLDER.mkdir(parents=True, exist_ok=True)

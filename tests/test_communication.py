@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from test_train import start, train, wait_for_step
+from test_train import start, train, wait_for
 from torch import Tensor
 from toy import rows
 
@@ -268,9 +268,9 @@ def test_local_sgd_is_stopped_where_the_workers_agree_and_goes_on_exactly(toy_da
         "checkpoint.every=20", "steps=410", "evaluation.split=",
     )  # fmt: skip
     process = start(toy_dataset, tmp_path, "name=stopped", *settings)
-    wait_for_step(tmp_path / "stopped", 20, process)
+    wait_for((tmp_path / "stopped/checkpoints/step-00000020").exists, process, timeout=400)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 130, (out, err)
     step = int(out.split("interrupted after step ")[1].split(";")[0])
     assert step % 20 == 0 and (tmp_path / "stopped" / "checkpoints" / f"step-{step:08d}").exists()
