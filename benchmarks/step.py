@@ -21,8 +21,9 @@ import torch
 from measuring import ROOT, provenance, save, summary
 
 from drwr_dist.config import TrainConfig
+from drwr_dist.data.batch import Batch
 from drwr_dist.data.index import load_index
-from drwr_dist.data.stream import Batch, SampleTable, batches
+from drwr_dist.data.stream import SampleTable, batches
 from drwr_dist.engine.step_times import StepTimer
 from drwr_dist.losses import repulsion_fourier, repulsion_plain
 

@@ -12,7 +12,8 @@ from collections.abc import Callable
 import torch
 
 from drwr_dist.config import TrainConfig
-from drwr_dist.data.stream import Batch, SampleTable, batches
+from drwr_dist.data.batch import Batch
+from drwr_dist.data.stream import SampleTable, batches
 from drwr_dist.engine import layout, schedule
 from drwr_dist.engine.objective import objective
 from drwr_dist.model import AllHeads, PointNetwork, build_network

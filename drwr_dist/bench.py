@@ -17,8 +17,9 @@ from rich.table import Table
 
 from drwr_dist.cli import load_options, run_verb
 from drwr_dist.config import TrainConfig, from_plain, to_plain
+from drwr_dist.data.batch import Example, Failure
 from drwr_dist.data.index import load_index
-from drwr_dist.data.stream import Example, Failure, SampleStream, SampleTable
+from drwr_dist.data.stream import SampleStream, SampleTable
 from drwr_dist.engine.step_ranks import measure_steps
 from drwr_dist.errors import DataError, UsageError
 from drwr_dist.train import check_against_data
@@ -38,26 +39,28 @@ class BenchConfig(TrainConfig):
 
 
 def measure_loader(config: TrainConfig) -> dict[str, float]:
-    """Return how many judging views per second one process reads, for the first time and from its cache.
+    """Return how many judging views one process reads, for the first time and from its cache, by clock and by CPU time.
 
-    A view is its mask and its smooth silhouette; each object brings its input image too.
+    A view is its mask and its smooth silhouette; each object brings its input image too. The clock includes waiting for
+    storage and for other programs; CPU time is what a free core would need.
     """
     table = SampleTable.select(load_index(config.data.path), config.data.split, config.data.categories)
     plan = table.plan(config.seed, config.global_batch)
     wanted = config.pose.mode == "predict"
     stream = SampleStream(table, plan, config.data, config.loader.cache_megabytes, wanted)
     numbers = range(min(SAMPLES, len(table.keys)))
-    rates = []
-    for epoch in range(2):
-        start = time.perf_counter()
-        examples = [stream[epoch, number] for number in numbers]
-        elapsed = time.perf_counter() - start
+    rates: dict[str, float] = {}
+    for name in ("first read", "from the cache"):
+        clock, processor = time.perf_counter(), time.process_time()
+        examples = [stream[0, number] for number in numbers]
+        elapsed, used = time.perf_counter() - clock, time.process_time() - processor
         for example in examples:
             if isinstance(example, Failure):
                 raise DataError(example.reason)
-        rates.append(sum(len(example.masks) for example in examples if isinstance(example, Example)) / elapsed)
+        views = sum(len(example.masks) for example in examples if isinstance(example, Example))
+        rates[name], rates[f"{name}, by CPU time"] = views / elapsed, views / used
     per_object = (config.loader.cache_megabytes * MEBIBYTE - stream.cache_room) / max(1, len(stream.cache))
-    return {"first read": rates[0], "from the cache": rates[1], "bytes of all objects": per_object * len(table.keys)}
+    return {**rates, "bytes of all objects": per_object * len(table.keys)}
 
 
 def advice(config: TrainConfig, loader: dict[str, float], steps: dict[str, Any]) -> list[str]:
@@ -106,9 +109,9 @@ def show(config: TrainConfig, loader: dict[str, float], steps: dict[str, Any], c
     """Print the tables."""
     devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     console.print(f"machine: {os.cpu_count()} cores, {', '.join(devices) or 'no GPU'}, torch {torch.__version__}")
-    table = Table("loader, one process", "views per second", box=None, title_justify="left")
+    table = Table("loader, one process", "views per second", "per CPU second", box=None, title_justify="left")
     for name in ("first read", "from the cache"):
-        table.add_row(name, f"{loader[name]:.0f}")
+        table.add_row(name, f"{loader[name]:.0f}", f"{loader[f'{name}, by CPU time']:.0f}")
     console.print(table)
     seconds = steps["seconds"]
     whole = sum(seconds.values())

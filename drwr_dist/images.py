@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from drwr_dist.data.sample import FOREGROUND, composite, mask_fault
+from drwr_dist.data.faults import FOREGROUND, mask_fault
+from drwr_dist.data.sample import composite
 from drwr_dist.errors import DataError
 
 # How the training images are framed: the unit cube's object, seen from distance 2 with focal length 1.875. The

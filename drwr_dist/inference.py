@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from drwr_dist.data.stream import as_tensor
+from drwr_dist.data.batch import as_tensor
 from drwr_dist.errors import UsageError
 from drwr_dist.images import frame, prepare
 from drwr_dist.run import TrainedRun, load_run

@@ -18,9 +18,10 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from drwr_dist.data.batch import as_tensor
 from drwr_dist.data.index import load_index
 from drwr_dist.data.sample import composite
-from drwr_dist.data.stream import SampleTable, as_tensor
+from drwr_dist.data.stream import SampleTable
 from drwr_dist.errors import DataError
 from drwr_dist.pool import Crew, run_ordered
 from drwr_dist.poses import alignment_of

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from drwr_dist.data.batch import as_tensor
 from drwr_dist.data.sample import composite
-from drwr_dist.data.stream import SampleTable, as_tensor
+from drwr_dist.data.stream import SampleTable
 from drwr_dist.losses.random_cameras import random_cameras
 from drwr_dist.model import PointNetwork
 from drwr_dist.run import TrainedRun

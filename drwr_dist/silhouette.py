@@ -17,6 +17,8 @@ EDGE = 220 / 255  # value that the falloff starts from, at distance 0
 FALLOFF = 64 * 2**0.5  # pixels over which it falls by 1; of every image size, as in the released code
 OPAQUE = 153 / 255  # alpha from which a pixel belongs to the binary silhouette
 _EXACT_IN_FLOAT32 = 1_000_000  # squared pixels: below, a squared distance survives OpenCV's float32
+_MOST_UINT16 = 65535  # squared pixels
+Squares = npt.NDArray[np.uint16] | npt.NDArray[np.int32]  # squared distances
 
 
 @overload
@@ -85,29 +87,44 @@ def _smooth_one(mask: Tensor) -> Tensor:
     inside = mask >= INSIDE
     if not inside.any() or inside.all():
         return mask.clone()
-    distance = torch.from_numpy(np.sqrt(squared_distances(inside.numpy())))
+    distance = torch.from_numpy(np.sqrt(squared_distances(inside.numpy()), dtype=np.float64))
     return torch.where(mask == 0, (EDGE - distance / FALLOFF).to(mask.dtype), mask)
 
 
-def squared_distances(inside: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
+def squared_distances(inside: npt.NDArray[np.bool_]) -> Squares:
     """Return the exact squared distance, in pixels², of every pixel of [H, W] to the nearest one that is True.
 
-    OpenCV's float32 transform is an order of magnitude faster than SciPy's. Squared distances are integers,
-    so rounding its squares gives them exactly, as long as they are small enough for float32 to tell apart.
+    uint16 where every distance in so large an image fits, else int32.
     """
-    height, width = inside.shape
-    if height * height + width * width > _EXACT_IN_FLOAT32:
-        squared: npt.NDArray[np.float64] = np.asarray(distance_transform_edt(~inside), dtype=np.float64) ** 2
+    return squares_outside(np.logical_not(inside).view(np.uint8))
+
+
+def squares_outside(outside: npt.NDArray[np.uint8]) -> Squares:
+    """Return `squared_distances` to the pixels of [H, W] that are 0; there is at least one.
+
+    OpenCV's float32 transform is several times as fast as SciPy's. Squared distances are integers, so rounding its
+    squares gives them exactly, as long as they are small enough for float32 to tell apart.
+    """
+    height, width = outside.shape
+    longest = height * height + width * width
+    if longest > _EXACT_IN_FLOAT32:
+        squared: npt.NDArray[np.float64] = np.asarray(distance_transform_edt(outside), dtype=np.float64) ** 2
         return np.rint(squared).astype(np.int32)
-    outside = np.logical_not(inside).view(np.uint8)
-    rounded: npt.NDArray[np.float32] = cv2.distanceTransform(outside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    return np.rint(np.multiply(rounded, rounded, out=rounded)).astype(np.int32)
+    distances = cv2.distanceTransform(outside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    if longest <= _MOST_UINT16:
+        small: npt.NDArray[np.uint16] = cv2.multiply(distances, distances, dtype=cv2.CV_16U)  # rounds
+        return small
+    large: npt.NDArray[np.int32] = cv2.multiply(distances, distances, dtype=cv2.CV_32S)
+    return large
 
 
-def smooth_of_squares(squared: npt.NDArray[np.signedinteger[Any]]) -> npt.NDArray[np.float32]:
-    """Return `smooth_silhouette` of binary masks from their squared distances, of any shape; 0 is inside."""
-    table = _falloff(int(squared.shape[-2] ** 2 + squared.shape[-1] ** 2))
-    return np.take(table, squared, mode="clip")  # no index is out of range; clip is the mode without a check
+def write_smooth(squared: Squares, out: npt.NDArray[np.float32]) -> None:
+    """Write the smooth silhouette of a binary mask into `out` [H, W], from its squared distances; 0 is inside."""
+    if squared.dtype == np.uint16:
+        cv2.LUT(squared, _falloff(_MOST_UINT16 + 1), out)
+    else:
+        # No index is out of range; clip is the mode without a check.
+        np.take(_falloff(squared.shape[0] ** 2 + squared.shape[1] ** 2 + 1), squared, mode="clip", out=out)
 
 
 @functools.lru_cache(maxsize=4)

@@ -19,9 +19,10 @@ from torch import Tensor
 from toy import rows
 
 from drwr_dist.config import TrainConfig, from_plain, to_plain
+from drwr_dist.data.batch import Batch
 from drwr_dist.data.index import load_index
 from drwr_dist.data.plan import rank_slice
-from drwr_dist.data.stream import Batch, SampleTable, batches
+from drwr_dist.data.stream import SampleTable, batches
 from drwr_dist.engine import communication, layout
 from drwr_dist.engine.agreement import Tally
 from drwr_dist.engine.passes import Passes

@@ -13,8 +13,9 @@ import torch.multiprocessing as mp
 from torch import Tensor
 
 from drwr_dist.config import CommunicationConfig, TrainConfig
+from drwr_dist.data.batch import Batch
 from drwr_dist.data.index import load_index
-from drwr_dist.data.stream import Batch, SampleTable, batches
+from drwr_dist.data.stream import SampleTable, batches
 from drwr_dist.engine import communication, compiling, layout
 from drwr_dist.engine.agreement import Tally
 from drwr_dist.engine.nodes import check_compile

@@ -19,9 +19,10 @@ from selenium.webdriver.common.keys import Keys
 
 from drwr_dist import checkpoint
 from drwr_dist.config import DataConfig, ModelConfig, TrainConfig
+from drwr_dist.data.batch import as_tensor
 from drwr_dist.data.index import load_index
 from drwr_dist.data.sample import composite
-from drwr_dist.data.stream import SampleTable, as_tensor
+from drwr_dist.data.stream import SampleTable
 from drwr_dist.evaluate import EvaluateOptions, evaluate_run
 from drwr_dist.metrics import nearest_distances
 from drwr_dist.monitor import Monitor

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shard_tools import SIDE, VIEWS, make_sample
 
-from drwr_dist.data.sample import composite, decode_sample, encode_sample, png_fault, split_members
+from drwr_dist.data.png import png_fault
+from drwr_dist.data.sample import composite, decode_sample, encode_sample, split_members
 from drwr_dist.errors import DataError
 
 

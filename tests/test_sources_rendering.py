@@ -8,7 +8,7 @@ import trimesh
 from test_sources_geometry import box, mesh_of
 
 from drwr_dist.camera import project
-from drwr_dist.data.sample import camera_fault
+from drwr_dist.data.faults import camera_fault
 from drwr_dist.data.verify import grown
 from drwr_dist.sources import rendering
 from drwr_dist.sources.geometry import Mesh, normalise, sample_surface

@@ -14,8 +14,9 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from drwr_dist.config import TrainConfig
+from drwr_dist.data.batch import Batch
 from drwr_dist.data.index import load_index
-from drwr_dist.data.stream import Batch, SampleTable, batches
+from drwr_dist.data.stream import SampleTable, batches
 from drwr_dist.engine import layout, timing
 from drwr_dist.engine.objective import objective
 from drwr_dist.engine.step_times import StepTimer

@@ -13,16 +13,9 @@ from toy import drwr
 
 from drwr_dist.camera import mirrored_cameras
 from drwr_dist.config import DataConfig, LoaderConfig
+from drwr_dist.data.batch import Batch, Example
 from drwr_dist.data.index import load_index
-from drwr_dist.data.stream import (
-    Batch,
-    Example,
-    SampleStream,
-    SampleTable,
-    batches,
-    check_views,
-    loader_processes,
-)
+from drwr_dist.data.stream import SampleStream, SampleTable, batches, check_views, loader_processes
 from drwr_dist.errors import DataError, UsageError
 
 
@@ -217,9 +210,13 @@ def test_cached_samples_are_the_same_and_bounded(toy_dataset: Path):
             assert isinstance(one, Example) and isinstance(other, Example)
             assert torch.equal(one.image, other.image) and torch.equal(one.smooth, other.smooth)
     kept = sum(
-        sample.pixels.nbytes + sample.masks.nbytes + sum(square.nbytes for square in sample.squares.values())
+        part.nbytes
         for sample in warm.cache.values()
+        for parts in (sample.pixels, sample.alphas, sample.squares)
+        for part in parts.values()
+        if part is not None
     )
+    kept += sum(len(file) for sample in warm.cache.values() for file in sample.files.values())
     assert not cold.cache and 0 < kept <= 2**20
 
 

@@ -21,9 +21,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from toy import REPOSITORY, SMALL_RUN, command, drwr, rows
 
 from drwr_dist import checkpoint
+from drwr_dist.data.batch import as_tensor
 from drwr_dist.data.index import load_index, read_sample
 from drwr_dist.data.sample import composite, split_members
-from drwr_dist.data.stream import SampleTable, as_tensor
+from drwr_dist.data.stream import SampleTable
 from drwr_dist.data.writer import EncodedSample, ShardLimits, write_dataset
 from drwr_dist.engine.driver import run_lock
 from drwr_dist.point_cloud import read_ply

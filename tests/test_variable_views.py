@@ -9,7 +9,8 @@ import torch
 from shard_tools import encoded, make_sample, write_samples
 
 from drwr_dist.config import DataConfig, LoaderConfig, LossConfig, PoseConfig
-from drwr_dist.data.stream import Batch, SampleTable, batches
+from drwr_dist.data.batch import Batch
+from drwr_dist.data.stream import SampleTable, batches
 from drwr_dist.data.verify import verify_dataset
 from drwr_dist.engine.objective import objective
 from drwr_dist.errors import DataError

@@ -14,7 +14,6 @@ import os
 import zlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from drwr_dist.data.remote import is_remote, join, read_remote
@@ -318,7 +317,10 @@ def _read_file(root: str, name: str, start: int = 0, stop: int | None = None) ->
     """Read bytes [start, stop) of a file below a root; fewer where the file ends before."""
     if is_remote(root):
         return read_remote(root, name, start, stop)
-    with Path(root, name).open("rb", buffering=0) as file:
-        size = os.fstat(file.fileno()).st_size
+    file = os.open(os.path.join(root, name), os.O_RDONLY)
+    try:
+        size = os.fstat(file).st_size
         last = size if stop is None else min(stop, size)
-        return os.pread(file.fileno(), max(0, last - start), start)
+        return os.pread(file, max(0, last - start), start)
+    finally:
+        os.close(file)

@@ -11,21 +11,38 @@ from numpy.typing import NDArray
 
 MAX_SIDE = 4096  # pixels; a larger image is refused before it is decoded
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_END = b"\0\0\0\0IEND\xaeB`\x82"  # the last chunk
+_UNREADABLE = "damaged: the PNG can't be decoded"
 
 
-def decode_png(data: bytes, channels: int) -> NDArray[np.uint8] | None:
-    """Decode a PNG that `png_fault` has passed: [H, H, 3] RGB or [H, H] grey, or None where it can't be."""
+def decode_png(data: bytes, channels: int) -> NDArray[np.uint8]:
+    """Decode a square 8-bit PNG: [H, H, 3] RGB or [H, H] grey.
+
+    Raises:
+        ValueError: says what is wrong, as `png_fault` does.
+    """
+    if reason := _header_fault(data, channels, 8):
+        raise ValueError(reason)
     if data[28]:  # interlaced: kornia_rs is several times as fast, but does not read these
-        array = cv2.imdecode(
-            np.frombuffer(data, dtype=np.uint8), cv2.IMREAD_COLOR if channels == 3 else cv2.IMREAD_GRAYSCALE
-        )
-        return None if array is None else np.ascontiguousarray(array[..., ::-1] if channels == 3 else array)
+        return _decode_interlaced(data, channels)
     side = int.from_bytes(data[16:20])
-    try:
+    try:  # checks the checksums of all chunks of pixels
         pixels = decode_image_png_u8(data, (side, side), "rgb" if channels == 3 else "mono")
-    except Exception:  # the binding raises nothing more specific
-        return None
+    except Exception as error:  # the binding raises nothing more specific
+        raise ValueError(_chunk_fault(data) or _UNREADABLE) from error
+    if not (data.endswith(_END) and data.startswith(b"IDAT", 37)) and (reason := _chunk_fault(data)):
+        raise ValueError(reason)  # other chunks or bytes than those of the pixels
     return np.asarray(pixels if channels == 3 else pixels[..., 0], dtype=np.uint8)
+
+
+def _decode_interlaced(data: bytes, channels: int) -> NDArray[np.uint8]:
+    if reason := _chunk_fault(data):
+        raise ValueError(reason)
+    kind = cv2.IMREAD_COLOR if channels == 3 else cv2.IMREAD_GRAYSCALE
+    array = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), kind)
+    if array is None:
+        raise ValueError(_UNREADABLE)
+    return np.ascontiguousarray(array[..., ::-1] if channels == 3 else array)
 
 
 def png_fault(data: bytes, channels: int, bits: int = 8) -> str | None:
@@ -36,6 +53,10 @@ def png_fault(data: bytes, channels: int, bits: int = 8) -> str | None:
         channels: 3 for RGB, 1 for grey.
         bits: per channel.
     """
+    return _header_fault(data, channels, bits) or _chunk_fault(data)
+
+
+def _header_fault(data: bytes, channels: int, bits: int) -> str | None:
     if not data.startswith(_PNG_SIGNATURE):
         return "not a PNG"
     if data[12:16] != b"IHDR" or len(data) < 33:
@@ -47,7 +68,7 @@ def png_fault(data: bytes, channels: int, bits: int = 8) -> str | None:
     if (depth, colour) != (bits, 2 if channels == 3 else 0):
         kind = f"{'an 8' if bits == 8 else 'a 16'}-bit {'RGB' if channels == 3 else 'grey'}"
         return f"not {kind} PNG (bit depth {depth}, colour type {colour})"
-    return _chunk_fault(data)
+    return None
 
 
 def _chunk_fault(data: bytes) -> str | None:

@@ -14,22 +14,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from drwr_dist.camera import mirrored_cameras
 from drwr_dist.config import DataConfig, LoaderConfig
-from drwr_dist.data.decoded import Decoded
+from drwr_dist.data.batch import Batch, BatchRows, Example, Failure
+from drwr_dist.data.decoded import BYTES_PER_PIXEL, Decoded
 from drwr_dist.data.index import DatasetIndex, load_index, read_sample
 from drwr_dist.data.plan import Plan, rank_slice
 from drwr_dist.data.sample import ObjectSample, decode_sample, split_members
 from drwr_dist.errors import DataError, UsageError
-from drwr_dist.silhouette import smooth_of_squares, smooth_silhouette
 
-_BYTES_PER_PIXEL = 3 + 1 + 2  # of a decoded view: colours, alpha, squared distance
 _MOST_PROCESSES = 4  # that loader.workers=auto starts
 
 
@@ -75,86 +69,42 @@ class SampleTable:
 
     def read(self, sample: int, **decoding: Any) -> ObjectSample:
         """Read and decode one sample; `decoding` goes to `decode_sample`. Raises DataError naming shard and key."""
-        shard, position = self.places[sample]
-        data = read_sample(self.index, shard, position)
-        url = self.index.shards[shard].url
-        key = self.keys[sample]
-        decoded = decode_sample(split_members(data, key=key, shard=url), key=key, shard=url, **decoding)
-        views, side = decoded.images.shape[:2]
-        if views > self.index.views or side != self.index.image_size:
-            raise DataError(
-                f"{url}: {key}: {views} views of {side} pixels; {self.index.root}/index.json says at most "
-                f"{self.index.views} views of {self.index.image_size}"
-            )
+        members, url = self._members(sample)
+        decoded = decode_sample(members, key=self.keys[sample], shard=url, **decoding)
+        self._check_shape(sample, *decoded.images.shape[:2])
         return decoded
 
-
-@dataclass(frozen=True)
-class Example:
-    """One object as training sees it: an input image and the V silhouettes that judge the points."""
-
-    key: str
-    image: Tensor  # float32 [3, H, W] in [0, 1], composited on the background
-    masks: Tensor  # float32 [V, H, W] in [0, 1]
-    smooth: Tensor  # float32 [V, H, W], smooth silhouettes of the masks
-    world_to_camera: Tensor  # float64 [V, 4, 4]
-    focal_length: Tensor  # float64 [V], frame widths
-    view_images: Tensor | None = None  # float32 [V, 3, H, W], what the judging views show; where they were asked for
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A sample that could not be used, and why (shard, key and reason)."""
-
-    key: str
-    reason: str
-    shard: str = ""
-
-
-@dataclass
-class Batch:
-    """A rank's part of a global batch; b may be 0 in the last step of an epoch.
-
-    V is `data.supervision_views`. An object with fewer views repeats its last one, and view_mask is False there.
-    """
-
-    keys: list[str]
-    images: Tensor  # float32 [b, 3, H, W]
-    masks: Tensor  # float32 [b, V, H, W]
-    smooth: Tensor  # float32 [b, V, H, W]
-    world_to_camera: Tensor  # float64 [b, V, 4, 4]
-    focal_length: Tensor  # float64 [b, V]
-    view_mask: Tensor  # bool [b, V]
-    view_images: Tensor | None = None  # float32 [b, V, 3, H, W], where they were asked for
-    failures: list[Failure] = field(default_factory=list)
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> Batch:
-        """Move all tensors to a device, as floating-point numbers of `dtype`."""
-        moved = {
-            name: getattr(self, name).to(device=device, dtype=dtype, non_blocking=True)
-            for name in ("images", "masks", "smooth", "world_to_camera", "focal_length")
-        }
-        moved["view_mask"] = self.view_mask.to(device, non_blocking=True)
-        if self.view_images is not None:
-            moved["view_images"] = self.view_images.to(device=device, dtype=dtype, non_blocking=True)
-        return Batch(keys=self.keys, failures=self.failures, **moved)
-
-    def select(self, rows: slice) -> Batch:
-        """Return the batch of some of its objects."""
-        return Batch(
-            keys=self.keys[rows],
-            images=self.images[rows],
-            masks=self.masks[rows],
-            smooth=self.smooth[rows],
-            world_to_camera=self.world_to_camera[rows],
-            focal_length=self.focal_length[rows],
-            view_mask=self.view_mask[rows],
-            view_images=None if self.view_images is None else self.view_images[rows],
+    def open(self, sample: int, config: DataConfig) -> Decoded:
+        """Read one sample, whose views are decoded when they are asked for. Raises DataError naming shard and key."""
+        members, url = self._members(sample)
+        decoded = Decoded.of(
+            members,
+            key=self.keys[sample],
+            shard=url,
+            side=self.index.image_size,
+            background=config.background,
+            binary=config.binarize,
         )
+        self._check_shape(sample, decoded.views, decoded.side)
+        return decoded
+
+    def _members(self, sample: int) -> tuple[dict[str, bytes], str]:
+        """Return the members of a sample and the shard that they are from."""
+        shard, position = self.places[sample]
+        url = self.index.shards[shard].url
+        return split_members(read_sample(self.index, shard, position), key=self.keys[sample], shard=url), url
+
+    def _check_shape(self, sample: int, views: int, side: int) -> None:
+        if views > self.index.views or side != self.index.image_size:
+            url = self.index.shards[self.places[sample][0]].url
+            raise DataError(
+                f"{url}: {self.keys[sample]}: {views} views of {side} pixels; {self.index.root}/index.json says at "
+                f"most {self.index.views} views of {self.index.image_size}"
+            )
 
 
 class SampleStream(Dataset[Example | Failure]):
-    """Samples addressed by (epoch, sample number); decoded views are kept in memory up to a bound."""
+    """Samples addressed by (epoch, sample number); what was decoded is kept in memory up to a bound."""
 
     def __init__(
         self, table: SampleTable, plan: Plan, config: DataConfig, cache_megabytes: int = 0, view_images: bool = False
@@ -167,12 +117,22 @@ class SampleStream(Dataset[Example | Failure]):
         self.cache_room = cache_megabytes * 2**20
 
     def __getitem__(self, place: tuple[int, int]) -> Example | Failure:
-        epoch, sample = place
-        try:
-            return self._example(epoch, sample)
-        except DataError as error:
-            shard = self.table.index.shards[self.table.places[sample][0]].url
-            return Failure(self.table.keys[sample], str(error), shard)
+        batch = self.__getitems__([place])
+        return batch.failures[0] if batch.failures else batch.example(0)
+
+    def __getitems__(self, places: Sequence[tuple[int, int]]) -> Batch:
+        """Return the batch of these samples: what PyTorch's loader asks for."""
+        rows = BatchRows(len(places), self.config.supervision_views, self.table.index.image_size, self.view_images)
+        for epoch, sample in places:
+            try:
+                decoded = self._decoded(sample)
+                input_view, supervision = self.views_of(epoch, sample, decoded.views)
+                mirror = self.config.mirror and self.plan.mirrored(sample, epoch)
+                rows.add(decoded, input_view, supervision, mirror)
+            except DataError as error:
+                shard = self.table.index.shards[self.table.places[sample][0]].url
+                rows.failures.append(Failure(self.table.keys[sample], str(error), shard))
+        return rows.batch()
 
     def views_of(self, epoch: int, sample: int, views: int) -> tuple[int, list[int]]:
         """Return (input view, supervision views) in an epoch of a sample that has so many views."""
@@ -181,54 +141,14 @@ class SampleStream(Dataset[Example | Failure]):
             return 0, list(range(supervision))
         return self.plan.view_choice(sample, epoch, views, supervision)
 
-    def _example(self, epoch: int, sample: int) -> Example:
-        decoded = self._decoded(sample)
-        input_view, supervision = self.views_of(epoch, sample, len(decoded.pixels))
-        masks, smooth = self._silhouettes(decoded, supervision)
-        pixels = as_float(torch.from_numpy(decoded.pixels[input_view]))
-        cameras = torch.from_numpy(decoded.world_to_camera[supervision])
-        seen = as_float(torch.from_numpy(decoded.pixels[supervision])) if self.view_images else None
-        if self.config.mirror and self.plan.mirrored(sample, epoch):
-            pixels, masks, smooth = pixels.flip(-1), masks.flip(-1), smooth.flip(-1)
-            cameras = mirrored_cameras(cameras)
-            seen = None if seen is None else seen.flip(-1)
-        return Example(
-            key=decoded.key,
-            image=pixels,
-            masks=masks,
-            smooth=smooth,
-            world_to_camera=cameras,
-            focal_length=torch.from_numpy(decoded.focal_length[supervision]),
-            view_images=seen,
-        )
-
-    def _silhouettes(self, decoded: Decoded, views: list[int]) -> tuple[Tensor, Tensor]:
-        """Return masks and smooth silhouettes [V, H, W]."""
-        if self.config.binarize:
-            squared = np.stack([decoded.squared(view) for view in views])
-            return torch.from_numpy((squared == 0).astype(np.float32)), torch.from_numpy(smooth_of_squares(squared))
-        masks = torch.from_numpy(decoded.masks[views].astype(np.float32) / 255.0)
-        return masks, smooth_silhouette(masks)
-
     def _decoded(self, sample: int) -> Decoded:
-        # All views are decoded, not only the chosen ones: other epochs choose other views.
         if sample in self.cache:
             return self.cache[sample]
-        decoded = Decoded.of(self.table.read(sample), self.config.background)
-        if decoded.bytes <= self.cache_room:
+        decoded = self.table.open(sample, self.config)
+        if (needed := decoded.bytes) <= self.cache_room:
             self.cache[sample] = decoded
-            self.cache_room -= decoded.bytes
+            self.cache_room -= needed
         return decoded
-
-
-def as_tensor(image: NDArray[np.uint8]) -> Tensor:
-    """Turn a uint8 [H, W, 3] image into the float32 [3, H, W] in [0, 1] that the network takes."""
-    return as_float(torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))))
-
-
-def as_float(pixels: Tensor) -> Tensor:
-    """Turn uint8 pixels into float32 in [0, 1]."""
-    return pixels.to(torch.float32) / 255.0
 
 
 class _RankSampler(Sampler[list[tuple[int, int]]]):
@@ -250,41 +170,8 @@ class _RankSampler(Sampler[list[tuple[int, int]]]):
             yield [(epoch, int(sample)) for sample in rank_slice(batch, self.rank, self.world_size)]
 
 
-@dataclass(frozen=True)
-class _Collate:
-    """Stack examples into a Batch, with as many places for views; knows the shapes of an empty one."""
-
-    image_size: int
-    views: int
-    view_images: bool = False
-
-    def __call__(self, items: list[Example | Failure]) -> Batch:
-        examples = [item for item in items if isinstance(item, Example)]
-        side, views = self.image_size, self.views
-
-        def stack(name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            parts = [getattr(example, name) for example in examples]
-            return torch.stack(parts) if parts else torch.zeros((0, *shape), dtype=dtype)
-
-        def stack_views(name: str, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            # The last view stands in for missing ones: a camera and a mask that nothing chokes on.
-            parts = [getattr(example, name) for example in examples]
-            places = torch.arange(views)
-            parts = [part if len(part) == views else part[places.clamp(max=len(part) - 1)] for part in parts]
-            return torch.stack(parts) if parts else torch.zeros((0, views, *shape), dtype=dtype)
-
-        present = [torch.arange(views) < len(example.masks) for example in examples]
-        return Batch(
-            keys=[example.key for example in examples],
-            images=stack("image", 3, side, side),
-            masks=stack_views("masks", side, side),
-            smooth=stack_views("smooth", side, side),
-            world_to_camera=stack_views("world_to_camera", 4, 4, dtype=torch.float64),
-            focal_length=stack_views("focal_length", dtype=torch.float64),
-            view_mask=torch.stack(present) if present else torch.zeros((0, views), dtype=torch.bool),
-            view_images=stack_views("view_images", 3, side, side) if self.view_images else None,
-            failures=[item for item in items if isinstance(item, Failure)],
-        )
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
 
 
 def loader_processes(loader: LoaderConfig, table: SampleTable, cores: int | None = None) -> int:
@@ -301,7 +188,7 @@ def loader_processes(loader: LoaderConfig, table: SampleTable, cores: int | None
     if str(loader.workers) != "auto":
         return int(loader.workers)
     pixels = table.index.views * table.index.image_size**2
-    if len(table.keys) * pixels * _BYTES_PER_PIXEL <= loader.cache_megabytes * 2**20:
+    if len(table.keys) * pixels * BYTES_PER_PIXEL <= loader.cache_megabytes * 2**20:
         return 0
     if cores is None:
         cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -333,7 +220,7 @@ def batches(
     yield from DataLoader(
         stream,
         batch_sampler=_RankSampler(plan, rank, world_size, start, stop),
-        collate_fn=_Collate(table.index.image_size, data.supervision_views, view_images),
+        collate_fn=_as_it_is,  # type: ignore[arg-type]  # the stream makes whole batches
         num_workers=workers,
         **processes,
     )

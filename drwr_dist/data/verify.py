@@ -19,8 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from drwr_dist.data.depth import depth_findings
+from drwr_dist.data.faults import FOREGROUND
 from drwr_dist.data.index import DatasetIndex, Shard, load_index, read_sample, read_shard
-from drwr_dist.data.sample import FOREGROUND, ObjectSample, decode_sample, split_members
+from drwr_dist.data.sample import ObjectSample, decode_sample, split_members
 from drwr_dist.errors import DataError
 
 NEAR = 0.01  # a point this close to the camera plane, or behind it, is not in the picture

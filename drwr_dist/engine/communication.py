@@ -18,8 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from drwr_dist.config import CommunicationConfig
+from drwr_dist.data.batch import Batch
 from drwr_dist.data.plan import rank_slice
-from drwr_dist.data.stream import Batch
 
 _BUCKET = 25 * 2**20  # bytes that are averaged at a time
 

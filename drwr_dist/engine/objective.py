@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from drwr_dist.config import LossConfig, PoseConfig
-from drwr_dist.data.stream import Batch
+from drwr_dist.data.batch import Batch
 from drwr_dist.losses.hindsight import hindsight_loss
 from drwr_dist.losses.pose_search import Gather, alone, search_loss
 from drwr_dist.losses.random_cameras import random_cameras

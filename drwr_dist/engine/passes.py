@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from drwr_dist.config import LossConfig, TrainConfig
+from drwr_dist.data.batch import Batch
 from drwr_dist.data.plan import Plan
-from drwr_dist.data.stream import Batch
 from drwr_dist.engine import communication, compiling, schedule
 from drwr_dist.engine.agreement import Tally, gather_rows
 from drwr_dist.engine.objective import not_finite_keys, objective

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from drwr_dist import pictures
 from drwr_dist.config import TrainConfig
+from drwr_dist.data.batch import as_tensor
 from drwr_dist.data.index import DatasetIndex
 from drwr_dist.data.sample import ObjectSample, composite
-from drwr_dist.data.stream import SampleTable, as_tensor
+from drwr_dist.data.stream import SampleTable
 from drwr_dist.engine.validation import SPLIT
 from drwr_dist.errors import DataError
 from drwr_dist.monitor import Monitor

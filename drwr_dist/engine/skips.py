@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from drwr_dist.config import TrainConfig
-from drwr_dist.data.stream import Batch
+from drwr_dist.data.batch import Batch
 from drwr_dist.engine.agreement import count_together
 from drwr_dist.errors import TrainingError
 

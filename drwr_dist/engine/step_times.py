@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from drwr_dist.config import TrainConfig
-from drwr_dist.data.stream import Batch
+from drwr_dist.data.batch import Batch
 from drwr_dist.engine import communication, compiling, layout, schedule
 from drwr_dist.engine.agreement import gather_rows
 from drwr_dist.engine.objective import objective

@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
+from drwr_dist.data.batch import as_tensor
 from drwr_dist.data.plan import rank_slice
 from drwr_dist.data.sample import composite
-from drwr_dist.data.stream import SampleTable, as_tensor
+from drwr_dist.data.stream import SampleTable
 from drwr_dist.engine.agreement import fail_together
 from drwr_dist.errors import DataError
 from drwr_dist.scores import Predictor, mean_row, object_metrics

@@ -22,9 +22,10 @@ from ray.train.v2.api.report_config import CheckpointUploadMode
 
 from drwr_dist import checkpoint
 from drwr_dist.config import TrainConfig
+from drwr_dist.data.batch import Batch
 from drwr_dist.data.index import load_index
 from drwr_dist.data.remote import join
-from drwr_dist.data.stream import Batch, SampleTable, batches
+from drwr_dist.data.stream import SampleTable, batches
 from drwr_dist.engine import communication, compiling, layout, schedule
 from drwr_dist.engine.agreement import Tally, agree, fail_together, on_all_ranks, on_first_rank, share
 from drwr_dist.engine.board import Courier

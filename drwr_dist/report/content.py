@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from drwr_dist.data.batch import as_tensor
 from drwr_dist.data.sample import ObjectSample, composite
-from drwr_dist.data.stream import SampleTable, as_tensor
+from drwr_dist.data.stream import SampleTable
 from drwr_dist.metrics import PointIndex
 from drwr_dist.monitor import METRICS, TAGS, VALIDATION, read_rows
 from drwr_dist.report import packing

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from drwr_dist.data.sample import FOREGROUND
+from drwr_dist.data.faults import FOREGROUND
 from drwr_dist.errors import DataError
 from drwr_dist.sources.lens import Lens, distort, reach, undistort
 

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from drwr_dist.data.sample import FOREGROUND, ObjectSample, mask_fault
+from drwr_dist.data.faults import FOREGROUND, mask_fault
+from drwr_dist.data.sample import ObjectSample
 from drwr_dist.data.writer import EncodedSample
 from drwr_dist.errors import DataError, UsageError
 from drwr_dist.pool import run_ordered

@@ -1,0 +1,123 @@
+"""Objects whose views are decoded when they are asked for: what is written, what is kept, what fails and when."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from shard_tools import SIDE, encoded, make_sample, write_samples
+
+from drwr_dist.config import DataConfig
+from drwr_dist.data.batch import Failure
+from drwr_dist.data.decoded import Decoded
+from drwr_dist.data.members import tar_files
+from drwr_dist.data.sample import ObjectSample, composite, encode_sample
+from drwr_dist.data.stream import SampleStream, SampleTable
+from drwr_dist.errors import DataError
+from drwr_dist.silhouette import binarize, smooth_silhouette
+
+
+def soft(levels: list[int]) -> np.ndarray:
+    """Return a mask of a few alpha levels."""
+    mask = np.zeros((SIDE, SIDE), np.uint8)
+    for place, level in enumerate(levels):
+        mask[4 + place : 20, 6 + place : 22 - place] = level
+    return mask
+
+
+def opened(sample: ObjectSample, *, binary: bool, side: int = SIDE) -> Decoded:
+    return Decoded.of(encode_sample(sample), key="ball/a", shard="s.tar", side=side, background=1.0, binary=binary)
+
+
+@pytest.mark.parametrize("binary", [True, False])
+@pytest.mark.parametrize("levels", [[255], [100, 153, 255], [200, 242], [1, 243]])
+def test_what_is_written_is_what_the_definitions_say(binary: bool, levels: list[int]):
+    sample = make_sample()
+    sample.masks[1] = soft(levels)
+    decoded = opened(sample, binary=binary)
+    for view in (1, 0, 1):
+        image = np.empty((3, SIDE, SIDE), np.float32)
+        mask, smooth = np.empty((2, SIDE, SIDE), np.float32)
+        decoded.write_silhouette(view, mask, smooth)
+        decoded.write_picture(view, image)
+        alpha = torch.from_numpy(sample.masks[view])
+        expected = (binarize(alpha) if binary else alpha).float() / 255
+        assert torch.equal(torch.from_numpy(mask), expected)
+        torch.testing.assert_close(torch.from_numpy(smooth), smooth_silhouette(expected), atol=1e-6, rtol=0)
+        laid = composite(sample.images[view], sample.masks[view], 1.0)
+        assert np.array_equal(image, laid.transpose(2, 0, 1).astype(np.float32) / np.float32(255))
+
+
+def test_distances_too_long_for_16_bits_are_exact():
+    sample = make_sample()
+    side = 200
+    sample.images = np.zeros((3, side, side, 3), np.uint8)
+    sample.masks = np.zeros((3, side, side), np.uint8)
+    sample.masks[:, 0, 0] = 255
+    mask, smooth = np.empty((2, side, side), np.float32)
+    decoded = opened(sample, binary=True, side=side)
+    decoded.write_silhouette(0, mask, smooth)
+    expected = smooth_silhouette(torch.from_numpy(mask))
+    torch.testing.assert_close(torch.from_numpy(smooth), expected, atol=1e-6, rtol=0)
+    assert mask.sum() == 1 and sum(part.nbytes for part in decoded.squares.values() if part is not None) == 4 * side**2
+
+
+def test_each_file_is_decoded_once_and_then_forgotten():
+    decoded = opened(make_sample(), binary=True)
+    room, mask = decoded.bytes, np.empty((SIDE, SIDE), np.float32)
+    assert len(decoded.files) == 6
+    decoded.write_silhouette(2, mask, mask.copy())
+    assert sorted(set(decoded.files) ^ {f"{v:02d}.{k}.png" for v in range(3) for k in ("image", "mask")}) == [
+        "02.mask.png"
+    ]
+    for view in range(3):
+        decoded.write_picture(view, np.empty((3, SIDE, SIDE), np.float32))
+        decoded.write_silhouette(view, mask, mask.copy())
+    parts = [*decoded.pixels.values(), *decoded.alphas.values(), *decoded.squares.values()]
+    assert not decoded.files and sum(part.nbytes for part in parts if part is not None) <= room
+
+
+def test_damage_is_found_where_a_view_is_used_and_names_its_file(tmp_path: Path):
+    sample = encoded(make_sample())
+    sample = dataclasses.replace(sample, members={**sample.members, "02.mask.png": b"rot"})
+    table = SampleTable.select(write_samples(tmp_path, [sample]), "train")
+    for megabytes in (0, 16):
+        good = SampleStream(table, table.plan(0, 1), DataConfig(supervision_views=2, view_order="fixed"), megabytes)
+        bad = SampleStream(table, table.plan(0, 1), DataConfig(supervision_views=3, view_order="fixed"), megabytes)
+        for _ in range(2):
+            assert not isinstance(good[0, 0], Failure)
+            failure = bad[0, 0]
+            assert isinstance(failure, Failure)
+            assert failure.reason == f"{table.index.shards[0].url}: ball/a: 02.mask.png: not a PNG"
+
+
+def test_an_image_of_another_size_than_the_index_says_is_refused():
+    decoded = opened(make_sample(), binary=True, side=2 * SIDE)
+    with pytest.raises(DataError, match=r"s\.tar: ball/a: 00\.mask\.png: wrong size: 32 pixels a side, expected 64"):
+        decoded.write_picture(0, np.empty((3, 2 * SIDE, 2 * SIDE), np.float32))
+
+
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize(
+    "name", ["ball/a.00.mask.png", "ball/" + "ä" * 40 + ".json", "b" * 70 + "/" + "c" * 80 + ".json"]
+)
+def test_every_kind_of_tar_header_is_read(kind: int, name: str):
+    contents = {name: bytes(range(256)) * 3, "ball/a.meta.json": b"{}", "ball/empty.json": b""}
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=kind) as archive:
+        folder = tarfile.TarInfo("ball")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+        for member, content in contents.items():
+            info = tarfile.TarInfo(member)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
+    whole = buffer.getvalue()
+    assert dict(tar_files(whole)) == contents
+    with pytest.raises(tarfile.TarError):
+        tar_files(whole[: whole.rindex(b"{}") + 1])
