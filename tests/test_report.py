@@ -232,6 +232,15 @@ def _click_objects(page: Page) -> None:
     find('#splits button[data-value="val"]').click()
     assert find("#splits [aria-pressed=true]").text == "val"
     wait(window, "document.querySelectorAll('#curves .uplot').length >= 5")
+    assert [window.execute_script(f"return tickLabel({value})") for value in ("1e-4", "2.5", "null")] == [
+        "1e-4",
+        "2.5",
+        "",
+    ]
+    for width in (1360, 620):  # no table, chart or shape reaches out of the page
+        window.set_window_size(width, 1500)
+        wait(window, "document.documentElement.scrollWidth <= window.innerWidth")
+    window.set_window_size(1360, 1500)
     find("#log").click()
     assert len(window.find_elements(By.CSS_SELECTOR, "#curves .uplot")) >= 5
     assert window.find_elements(By.CSS_SELECTOR, "#definitions dt")

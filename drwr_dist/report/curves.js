@@ -15,6 +15,12 @@ function drawCurves(logarithmic) {
   for (const [container, group] of charts) chart(container, group, logarithmic);
 }
 
+function tickLabel(value) {
+  if (value === null) return "";
+  const number = Number(value.toPrecision(6));
+  return number && Math.abs(number) < 1e-3 ? number.toExponential() : number.toString();
+}
+
 function chart(container, group, logarithmic) {
   // A logarithm needs numbers above 0.
   const usable = value => (value === null || (logarithmic && value <= 0) ? null : value);
@@ -27,7 +33,11 @@ function chart(container, group, logarithmic) {
   new Vendor.uPlot({
     width: container.clientWidth, height: CHART_HEIGHT,
     scales: { x: { time: false }, y: { distr: possible ? 3 : 1 } },
-    axes: [{ stroke: "#667085", grid: { stroke: "#edf0f4" } }, { stroke: "#667085", grid: { stroke: "#edf0f4" }, size: 62 }],
+    axes: [
+      { stroke: "#667085", grid: { stroke: "#edf0f4" } },
+      // uPlot's own labels have three decimals: a learning rate would be 0 everywhere.
+      { stroke: "#667085", grid: { stroke: "#edf0f4" }, size: 62, values: (_, ticks) => ticks.map(tickLabel) },
+    ],
     series: [{ label: "step" }, ...series],
   }, [group.steps, ...columns], container);
 }
