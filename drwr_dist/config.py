@@ -19,16 +19,20 @@ FREE_GROUPS = {"loader", "checkpoint", "validation", "evaluation", "monitor", "c
 
 @dataclass
 class LossConfig:
-    """The objective: unary_weight · unary + repulsion_weight · repulsion + coverage_weight · coverage."""
+    """The objective: a sum of terms times their weights. docs/quality.md measures the defaults."""
 
     semantics: str = "default"  # default | released: ours (docs/default_loss.md), or exactly the released code
     grid: int = 32  # pixels; side of the sampling grid, divides the image size
-    unary_weight: float = 1.0  # weight of the unary term
-    repulsion_weight: float = 0.2  # weight of the repulsion at the first step; the released value is 3
-    repulsion_weight_end: float | None = 0.02  # weight at the last step, reached geometrically; null: constant
+    unary_weight: float = 3.0  # weight of the unary term; the released value is 1
+    unary_refinement: int = 2  # default semantics only: the unary reads a grid this many times as fine, if images allow
+    repulsion_weight: float = 0.02  # weight of the repulsion at the first step; the released value is 3
+    repulsion_weight_end: float | None = None  # weight at the last step, reached geometrically; null: constant
     theta: float = 5.0  # pixels² at grid 32; the Gaussian is exp(-d² / (theta · grid / 32))
-    coverage_weight: float = 1.0  # default semantics only: weight of the coverage term; 0: none
-    coverage_places: int = 256  # default semantics only: places per silhouette that want a projection near
+    coverage_weight: float = 6.0  # default semantics only: weight of the coverage term; 0: none
+    coverage_places: int = 256  # default semantics only: places per silhouette that want projections near
+    coverage_neighbours: int = 4  # default semantics only: projections that each place wants near
+    crowding_weight: float = 0.05  # default semantics only: weight of the crowding term in space; 0: none
+    crowding_radius: float = 0.03  # sides of the unit cube; neighbours of 1000 points want to be so far apart
     bias: float = 3.5  # released semantics only: constant in the exponent of the repulsion
     ring: int = 5  # released semantics only: radii 0 … ring-1 of the structure-aware ring mean
     method: str = "auto"  # auto | plain | fourier: how the repulsion is computed
@@ -45,7 +49,7 @@ class LossConfig:
     @classmethod
     def released(cls) -> LossConfig:
         """Return the weights and constants of the released configuration."""
-        return cls(semantics="released", repulsion_weight=3.0, repulsion_weight_end=None)
+        return cls(semantics="released", unary_weight=1.0, repulsion_weight=3.0, repulsion_weight_end=None)
 
 
 @dataclass

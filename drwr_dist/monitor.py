@@ -27,6 +27,7 @@ TAGS = {
     "unary": "loss/unary",
     "repulsion": "loss/repulsion",
     "coverage": "loss/coverage",
+    "crowding": "loss/crowding",
     "volumetric": "loss/volumetric",
     "sum": "loss/sum",
     "entropy": "loss/entropy",

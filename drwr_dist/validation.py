@@ -52,6 +52,10 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "loss.theta": (lambda v: v > 0, "above 0"),
     "loss.coverage_weight": (lambda v: v >= 0, "0 (no coverage term) or more"),
     "loss.coverage_places": (lambda v: v >= 1, "at least 1"),
+    "loss.coverage_neighbours": (lambda v: v >= 1, "at least 1"),
+    "loss.crowding_weight": (lambda v: v >= 0, "0 (no crowding term) or more"),
+    "loss.crowding_radius": (lambda v: v > 0, "above 0"),
+    "loss.unary_refinement": (lambda v: v >= 1, "at least 1"),
     "loss.ring": (lambda v: v >= 1, "at least 1"),
     "loss.volumetric_weight": (lambda v: v >= 0, "0 or more"),
     "loss.volumetric_sigma": (lambda v: v > 0, "above 0"),
@@ -116,7 +120,7 @@ def validate(config: TrainConfig) -> None:
         if not passes(value):
             raise UsageError(f"{key}={value}: must be {requirement}")
     weights = ["unary", "repulsion", "volumetric", "sum", "entropy", "chamfer_2d"]
-    weights += ["coverage"] if config.loss.semantics == "default" else []
+    weights += ["coverage", "crowding"] if config.loss.semantics == "default" else []
     if not any(getattr(config.loss, f"{name}_weight") for name in weights):
         raise UsageError(
             f"loss.unary_weight={config.loss.unary_weight}: every weight of the loss is 0 under loss.semantics="

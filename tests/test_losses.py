@@ -14,6 +14,7 @@ from drwr_dist.camera import project, world_to_camera_from_angles, world_to_came
 from drwr_dist.config import LossConfig
 from drwr_dist.losses import count_left_out, drwr_loss, sampling
 from drwr_dist.losses.coverage import _nearest_of_all, coverage, silhouette_places
+from drwr_dist.losses.crowding import crowding
 from drwr_dist.losses.unary import unary_in_frame
 from drwr_dist.silhouette import smooth_silhouette
 
@@ -48,25 +49,27 @@ class TestCoverage:
         left = silhouette_places(masks, 400)[..., 0] < 0.5
         assert left.double().mean() == pytest.approx(0.75, abs=0.01)
 
-    @given(seed=st.integers(0, 2**31), count=st.integers(1, 40), n=st.integers(1, 30))
+    @given(seed=st.integers(0, 2**31), count=st.integers(1, 40), n=st.integers(1, 30), neighbours=st.integers(1, 5))
     @settings(max_examples=30, deadline=None)
-    def test_the_definition(self, seed: int, count: int, n: int) -> None:
+    def test_the_definition(self, seed: int, count: int, n: int, neighbours: int) -> None:
+        """Each place asks for its nearest projections; where there are too few, the nearest count again."""
         generator = torch.Generator().manual_seed(seed)
         masks = (torch.rand(3, 16, 16, generator=generator, dtype=F64) - 0.5).clamp(0)
         xy = torch.rand(3, n, 2, generator=generator, dtype=F64) * 1.4 - 0.2
         valid = torch.rand(3, n, generator=generator) < 0.8
         valid[:, 0] = True
-        result = coverage(xy, valid, masks, count)
+        result = coverage(xy, valid, masks, count, neighbours)
         places = silhouette_places(masks, count)
         for view in range(3):
-            nearest = torch.cdist(places[view], xy[view][valid[view]]).min(-1).values
+            found = torch.cdist(places[view], xy[view][valid[view]]).sort(-1).values
+            nearest = found[:, torch.arange(min(neighbours, n)) % found.shape[1]]
             expected = ((nearest**2 + 1e-6).sqrt() - 1e-3).mean()
             torch.testing.assert_close(result[view], expected, atol=1e-9, rtol=1e-7)
 
     def test_gradient(self) -> None:
         masks, valid = torch.rand(2, 16, 16, dtype=F64), torch.ones(2, 7, dtype=torch.bool)
         xy = torch.rand(2, 7, 2, dtype=F64, requires_grad=True)
-        assert torch.autograd.gradcheck(lambda p: coverage(p, valid, masks, 20), (xy,))
+        assert torch.autograd.gradcheck(lambda p: coverage(p, valid, masks, 20, 3), (xy,))
 
     def test_empty_masks_and_views_without_points_cost_nothing(self) -> None:
         masks = torch.ones(2, 8, 8, dtype=F64)
@@ -81,12 +84,13 @@ class TestCoverage:
         """CPUs ask a tree, GPUs measure all distances, in chunks of views and unharmed by autocast."""
         xy, valid, masks = torch.rand(5, 90, 2), torch.rand(5, 90) < 0.5, torch.rand(5, 32, 32)
         valid[2] = False
-        by_tree = coverage(xy, valid, masks, 60)
+        valid[3] = torch.arange(90) < 2  # fewer than are asked for
+        by_tree = coverage(xy, valid, masks, 60, 3)
         monkeypatch.setattr("drwr_dist.losses.coverage._nearest", _nearest_of_all)
         for room in (0, 2**26):
             monkeypatch.setattr("drwr_dist.losses.coverage._WORKING_SET", room)
             with torch.autocast("cpu", dtype=torch.bfloat16):
-                torch.testing.assert_close(coverage(xy, valid, masks, 60), by_tree)
+                torch.testing.assert_close(coverage(xy, valid, masks, 60, 3), by_tree)
 
 
 class TestSampling:
@@ -185,7 +189,7 @@ class TestObjective:
     def test_the_definition(self, semantics: str) -> None:
         """Total from its parts; a batch is the mean of its objects; smooth None is the smooth silhouette."""
         points, cameras, masks = scene()
-        config = LossConfig(unary_weight=0.7, repulsion_weight=0.3, coverage_weight=0.0)
+        config = LossConfig(unary_weight=0.7, repulsion_weight=0.3, coverage_weight=0.0, crowding_weight=0.0)
         loss = drwr_loss(points, cameras, masks, semantics=semantics, config=config)
         torch.testing.assert_close(loss.total, 0.7 * loss.unary + 0.3 * loss.repulsion)
         each = [
@@ -203,8 +207,10 @@ class TestObjective:
         ours, weights = drwr_loss(points, cameras, masks), LossConfig()
         xy, _ = project(points[:, None], cameras)
         xy = xy.flatten(0, 1)
-        covered = coverage(xy, xy.isfinite().all(-1), masks.flatten(0, 1), weights.coverage_places).mean()
-        expected = ours.unary + weights.repulsion_weight * ours.repulsion + weights.coverage_weight * covered
+        covered = coverage(xy, xy.isfinite().all(-1), masks.flatten(0, 1), weights.coverage_places, 4).mean()
+        crowded = crowding(points, torch.ones(points.shape[:2], dtype=torch.bool), weights.crowding_radius).mean()
+        expected = weights.unary_weight * ours.unary + weights.repulsion_weight * ours.repulsion
+        expected = expected + weights.coverage_weight * covered + weights.crowding_weight * crowded
         torch.testing.assert_close(ours.total, expected)
 
     @pytest.mark.parametrize("grid", [32, 64])
@@ -228,7 +234,7 @@ class TestObjective:
         points = (torch.rand(1, 40, 3, dtype=F64) * 0.1 - 0.3).requires_grad_()
         pulls = []
         for weight in (0.0, 1.0):
-            config = LossConfig(repulsion_weight=0.0, coverage_weight=weight)
+            config = LossConfig(repulsion_weight=0.0, coverage_weight=weight, crowding_weight=0.0)
             loss = drwr_loss(points, cameras, masks, config=config)
             pulls.append(-torch.autograd.grad(loss.total, points)[0][..., 0].sum())
         assert pulls[1] > pulls[0] + 0.1

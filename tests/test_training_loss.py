@@ -47,7 +47,7 @@ def test_without_other_terms_it_is_the_drwr_loss(semantics: str) -> None:
     torch.testing.assert_close(result.total, plain.total)
     torch.testing.assert_close(result.terms["unary"], plain.unary)
     torch.testing.assert_close(result.terms["repulsion"], plain.repulsion)
-    covers = {"coverage"} if semantics == "default" else set()
+    covers = {"coverage", "crowding"} if semantics == "default" else set()
     assert set(result.terms) == {"unary", "repulsion"} | covers
 
 
@@ -55,7 +55,7 @@ def test_without_other_terms_it_is_the_drwr_loss(semantics: str) -> None:
 @pytest.mark.parametrize("name", OTHER_TERMS)
 def test_each_term_enters_with_its_weight(semantics: str, name: str) -> None:
     points, cameras, masks = scene()
-    nothing = {"unary_weight": 0.0, "repulsion_weight": 0.0, "coverage_weight": 0.0}
+    nothing = {"unary_weight": 0.0, "repulsion_weight": 0.0, "coverage_weight": 0.0, "crowding_weight": 0.0}
     alone = training_loss(
         points, Views(cameras, masks), config(semantics, **nothing, **{OTHER_TERMS[name]: 2.5}), keys=KEYS
     )
@@ -81,7 +81,13 @@ def test_the_cameras_depth_is_about_the_centre_of_the_cube(semantics: str) -> No
     """A camera at distance 2.6 sees the cube in the middle of the volume, as one at 2 does."""
     points, cameras, masks = scene(batch=1, views=2)
     cameras[..., 2, 3] = 2.6
-    weights = {"unary_weight": 0.0, "repulsion_weight": 0.0, "coverage_weight": 0.0, "volumetric_weight": 1.0}
+    weights = {
+        "unary_weight": 0.0,
+        "repulsion_weight": 0.0,
+        "coverage_weight": 0.0,
+        "crowding_weight": 0.0,
+        "volumetric_weight": 1.0,
+    }
     scale = torch.tensor([0.7], dtype=F64)
     result = training_loss(points, Views(cameras, masks), config(semantics, **weights), scale=scale)
     xy, depth = project(points[:, None], cameras)
@@ -138,19 +144,21 @@ def test_dropped_points_are_as_if_not_there() -> None:
 def test_a_coordinate_that_is_not_finite_makes_the_total_nan() -> None:
     points, cameras, masks = scene()
     points[0, 3, 1] = math.inf
-    weights = {"unary_weight": 0.0, "repulsion_weight": 0.0, "coverage_weight": 0.0}
+    weights = {"unary_weight": 0.0, "repulsion_weight": 0.0, "coverage_weight": 0.0, "crowding_weight": 0.0}
     for name in OTHER_TERMS.values():
         assert training_loss(points, Views(cameras, masks), config(**weights, **{name: 1.0}), keys=KEYS).total.isnan()
 
 
 def test_schedules() -> None:
-    first, middle, last = (schedule.loss_at(LossConfig(keep_points=0.07), step, 101) for step in (0, 50, 100))
+    loss = LossConfig(keep_points=0.07, repulsion_weight=0.2, repulsion_weight_end=0.02)
+    first, middle, last = (schedule.loss_at(loss, step, 101) for step in (0, 50, 100))
     assert (first.volumetric_sigma, first.keep_points) == (3.0, 0.07)
     assert middle.volumetric_sigma == pytest.approx(1.6)
     assert middle.keep_points == pytest.approx(0.535)
     assert (last.volumetric_sigma, last.keep_points) == pytest.approx((0.2, 1.0))
-    assert first.repulsion_weight == LossConfig().repulsion_weight
-    assert last.repulsion_weight == pytest.approx(LossConfig().repulsion_weight_end)
+    assert first.repulsion_weight == 0.2
+    assert middle.repulsion_weight == pytest.approx(0.02 * 10**0.5)
+    assert last.repulsion_weight == pytest.approx(0.02)
 
 
 @pytest.mark.parametrize(

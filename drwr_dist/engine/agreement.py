@@ -29,6 +29,7 @@ class Tally:
     unary: float = 0.0  # sum of the unweighted unary terms
     repulsion: float = 0.0  # sum of the unweighted repulsion terms
     coverage: float = 0.0  # as these two
+    crowding: float = 0.0  # as these
     volumetric: float = 0.0  # and so for the released code's other terms
     sum: float = 0.0
     entropy: float = 0.0

@@ -10,7 +10,17 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-LOSS_TERMS = ("unary", "repulsion", "coverage", "volumetric", "sum", "entropy", "chamfer_2d", "student")  # of the loss
+LOSS_TERMS = (
+    "unary",
+    "repulsion",
+    "coverage",
+    "crowding",
+    "volumetric",
+    "sum",
+    "entropy",
+    "chamfer_2d",
+    "student",
+)  # of the loss
 WINDOW = 60.0  # seconds over which the speed is taken for the ETA
 LOG_INTERVAL = 10.0  # seconds between lines where the output is not a terminal
 

@@ -2,9 +2,9 @@
 
 Repulsion spreads points that are inside a silhouette; it neither sees a part that no point has reached, nor draws
 a point there. This term does. S places stand for the silhouette, spread evenly over its area, and each asks for
-its nearest projection:
+its k nearest projections:
 
-    C = 1/S Σ_s ( √(min_i |x_s - p_i|² + ε²) - ε ),    in widths of the frame
+    C = 1/(S k) Σ_s Σ_{i in the k nearest of s} ( √(|x_s - p_i|² + ε²) - ε ),    in widths of the frame
 
 Linear in the number of points, as S is fixed. The places are a function of the mask alone, so that a run's numbers
 depend neither on the number of workers nor on where it was resumed.
@@ -53,6 +53,7 @@ def coverage(
     valid: Tensor,  # [L, N]
     masks: Tensor,  # [L, H, H]
     count: int,
+    neighbours: int = 1,
 ) -> Tensor:
     """Return C of each view: the mean distance from the silhouette's places to their nearest projections.
 
@@ -61,6 +62,7 @@ def coverage(
         valid: [L, N], which points take part.
         masks: [L, H, H] in [0, 1].
         count: places per silhouette.
+        neighbours: k, projections that each place asks for; a view with fewer valid points has them counted again.
 
     Returns:
         [L], widths of the frame; 0 for an empty mask and for a view without points.
@@ -68,42 +70,51 @@ def coverage(
     # Autocast would compute in half precision, which confuses neighbours.
     with torch.autocast(xy.device.type, enabled=False):
         places = silhouette_places(masks, count)
-        chosen = _nearest(xy.detach(), valid, places)
-    nearest = xy.gather(1, chosen[..., None].expand(-1, -1, 2))
-    distance = ((nearest - places).square().sum(-1) + SOFTENING**2).sqrt() - SOFTENING
+        chosen = _nearest(xy.detach(), valid, places, neighbours)
+    nearest = xy.gather(1, chosen.flatten(1)[..., None].expand(-1, -1, 2)).unflatten(1, chosen.shape[1:])
+    distance = (((nearest - places[:, :, None]).square().sum(-1) + SOFTENING**2).sqrt() - SOFTENING).flatten(1)
     takes_part = valid.any(-1) & (masks.flatten(1) > 0).any(-1)
     return torch.where(takes_part, distance.mean(-1), torch.zeros_like(distance[:, 0]))
 
 
-def _nearest(xy: Tensor, valid: Tensor, places: Tensor) -> Tensor:
-    """Return the index [L, S] of the valid point nearest to each place; any index for a view without points."""
+def _nearest(xy: Tensor, valid: Tensor, places: Tensor, neighbours: int) -> Tensor:
+    """Return the indices [L, S, k] of the valid points nearest to each place; any for a view without points."""
+    neighbours = min(neighbours, xy.shape[1])
     if xy.device.type == "cpu":
         trees = zip(xy.numpy(), valid.numpy(), places.numpy(), strict=True)
-        found = [_nearest_by_tree(*view) for view in trees]
-        return torch.from_numpy(np.stack(found)) if found else torch.zeros(places.shape[:2], dtype=torch.int64)
-    return _nearest_of_all(xy, valid, places)
+        found = [_nearest_by_tree(*view, neighbours) for view in trees]
+        shape = (*places.shape[:2], neighbours)
+        return torch.from_numpy(np.stack(found)) if found else torch.zeros(shape, dtype=torch.int64)
+    return _nearest_of_all(xy, valid, places, neighbours)
 
 
-def _nearest_by_tree(xy: NDArray[Any], valid: NDArray[np.bool_], places: NDArray[Any]) -> NDArray[np.int64]:
-    """Return the index [S] for one view: a tree is several times as fast as all distances, and exact."""
+def _nearest_by_tree(
+    xy: NDArray[Any], valid: NDArray[np.bool_], places: NDArray[Any], neighbours: int
+) -> NDArray[np.int64]:
+    """Return the indices [S, k] for one view: a tree is several times as fast as all distances, and exact."""
     present = np.flatnonzero(valid)
     if not len(present):
-        return np.zeros(len(places), dtype=np.int64)
+        return np.zeros((len(places), neighbours), dtype=np.int64)
     tree = cKDTree(xy[present], leafsize=_LEAF, balanced_tree=False, compact_nodes=False)
-    return np.asarray(present[tree.query(places)[1]], dtype=np.int64)
+    ranks = np.arange(neighbours) % len(present)  # with too few points, the nearest count again
+    found = tree.query(places, [*range(1, min(neighbours, len(present)) + 1)])[1]
+    return np.asarray(present[found[:, ranks]], dtype=np.int64)
 
 
-def _nearest_of_all(xy: Tensor, valid: Tensor, places: Tensor) -> Tensor:
-    """Return the indices [L, S] from all distances, in chunks of views: what GPUs are quick at."""
+def _nearest_of_all(xy: Tensor, valid: Tensor, places: Tensor, neighbours: int) -> Tensor:
+    """Return the indices [L, S, k] from all distances, in chunks of views: what GPUs are quick at."""
     each = places.shape[1] * xy.shape[1] * xy.element_size()
     size = max(1, _WORKING_SET // each)
+    ranks = torch.arange(neighbours, device=xy.device)
     indices = []
     for start in range(0, max(len(xy), 1), size):
-        points = xy[start : start + size]
+        points, present = xy[start : start + size], valid[start : start + size]
         # |p|² - 2 x·p orders the points as |x - p|² does.
-        squared = torch.where(valid[start : start + size], points.square().sum(-1), torch.inf)
+        squared = torch.where(present, points.square().sum(-1), torch.inf)
         order = torch.baddbmm(squared[:, None], places[start : start + size], points.mT, alpha=-2)
-        indices.append(order.argmin(-1))
+        found = order.topk(neighbours, dim=-1, largest=False).indices
+        again = ranks % present.sum(-1, keepdim=True).clamp(min=1)  # [l, k]
+        indices.append(found.gather(-1, again[:, None].expand_as(found)))
     return torch.cat(indices)
 
 

@@ -12,6 +12,7 @@ from drwr_dist.camera import FOCAL_LENGTH, project
 from drwr_dist.config import LossConfig
 from drwr_dist.losses import sampling
 from drwr_dist.losses.coverage import coverage
+from drwr_dist.losses.crowding import crowding
 from drwr_dist.losses.repulsion import repulsion
 from drwr_dist.losses.unary import unary_in_frame, unary_of_samples
 from drwr_dist.losses.views import mean_over_views
@@ -21,9 +22,9 @@ SEMANTICS = ("default", "released")
 
 
 class DrwrLoss(NamedTuple):
-    """The loss, a scalar each. Ours has coverage_weight · coverage in the total as well, without a field of its own."""
+    """The loss, a scalar each. Ours has coverage and crowding in the total as well, without fields of their own."""
 
-    total: Tensor  # unary_weight · unary + repulsion_weight · repulsion (+ coverage_weight · coverage)
+    total: Tensor  # unary_weight · unary + repulsion_weight · repulsion (+ coverage and crowding times their weights)
     unary: Tensor  # unweighted
     repulsion: Tensor  # unweighted
 
@@ -65,8 +66,9 @@ def drwr_loss(
     draws points back into it, and two changes that docs/default_loss.md measures. The repulsion is
     area / (π h) · 1/n² Σ_ij w_i w_j exp(-|c_i - c_j|² / h): 1 for points spread evenly over the silhouette, whatever
     its shape, the grid and n, so that one weight serves all. And the total has a coverage term, the mean distance
-    (widths of the frame) from places spread over the silhouette to their nearest projections: see
-    `drwr_dist.losses.coverage`.
+    (widths of the frame) from places spread over the silhouette to their nearest projections
+    (`drwr_dist.losses.coverage`), and a crowding term, which keeps neighbours in space apart
+    (`drwr_dist.losses.crowding`).
 
     Points with depth ≤ 0.01 are left out of all terms of that view (n counts the others), without a gradient;
     `count_left_out` counts them. A view that has no point left contributes 0. A coordinate that is not finite
@@ -107,11 +109,16 @@ def drwr_loss(
     _check(points, world_to_camera, masks, smooth, grid, semantics)
     if config is None:
         config = LossConfig.released() if semantics == "released" else LossConfig()
+    if points.dtype in (torch.float16, torch.bfloat16):
+        points = points.float()
     terms = terms_per_view(points, world_to_camera, masks, smooth, focal_length, grid, config, semantics, method)
     unary, pairwise, covered = (mean_over_views(term, view_mask) for term in terms)
     total = config.unary_weight * unary + config.repulsion_weight * pairwise
     if semantics == "default":
         total = total + config.coverage_weight * covered
+        if config.crowding_weight > 0:
+            seen = seen_points(points, world_to_camera, focal_length, view_mask)
+            total = total + config.crowding_weight * crowding(points, seen, config.crowding_radius).mean()
     return DrwrLoss(total, unary, pairwise)
 
 
@@ -127,8 +134,6 @@ def terms_per_view(
     method: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return unary, repulsion and coverage of each view [B, V], unweighted. Arguments as `drwr_loss`, unchecked."""
-    if points.dtype in (torch.float16, torch.bfloat16):
-        points = points.float()
     if smooth is None:
         smooth = smooth_silhouette(masks.to(points.dtype))
     shape = masks.shape[:2]
@@ -159,6 +164,16 @@ def count_left_out(points: Tensor, world_to_camera: Tensor, focal_length: float 
         return (~xy.isfinite().all(-1)).sum(-1)
 
 
+def seen_points(
+    points: Tensor, world_to_camera: Tensor, focal_length: float | Tensor, view_mask: Tensor | None
+) -> Tensor:
+    """Return which points [B, N] lie before the camera of a view at least. Arguments as `drwr_loss`."""
+    with torch.no_grad():
+        xy, _ = project(points[:, None], world_to_camera, focal_length)
+        valid = xy.isfinite().all(-1)
+        return (valid if view_mask is None else valid & view_mask.bool()[..., None]).any(1)
+
+
 def _per_view(
     xy: Tensor, masks: Tensor, smooth: Tensor, grid: int, config: LossConfig, semantics: str, method: str
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -173,8 +188,13 @@ def _per_view(
     pairs = repulsion(terms.coordinates, weights, terms.bias, _bandwidth(config, grid), terms.span, method)
     covered = torch.zeros_like(unary)
     if semantics == "default" and config.coverage_weight > 0:
-        covered = coverage(xy, valid, masks, config.coverage_places)
+        covered = coverage(xy, valid, masks, config.coverage_places, config.coverage_neighbours)
     return unary, terms.share * pairs / n**2, covered
+
+
+def refined(grid: int, side: int, refinement: int) -> int:
+    """Return the finest multiple of `grid`, at most `refinement` times it, that divides the images' side."""
+    return next(grid * factor for factor in range(refinement, 0, -1) if side % (grid * factor) == 0)
 
 
 def _bandwidth(config: LossConfig, grid: int) -> float:
@@ -185,10 +205,11 @@ def _bandwidth(config: LossConfig, grid: int) -> float:
 def _default_terms(xy: Tensor, masks: Tensor, smooth: Tensor, grid: int, config: LossConfig) -> ViewTerms:
     """Read the silhouettes with half-pixel centres, averaged to the grid, zero outside."""
     image = sampling.area_average(masks, grid)
+    fine = refined(grid, masks.shape[-1], config.unary_refinement)
     coordinates = sampling.pixel_coordinates(xy, grid)
     weights = sampling.bilinear_in_zeros(image, coordinates)
     return ViewTerms(
-        unary=unary_in_frame(sampling.area_average(smooth, grid), coordinates),
+        unary=unary_in_frame(sampling.area_average(smooth, fine), sampling.pixel_coordinates(xy, fine)),
         # Weights end at -1 and at grid. Beyond, points take no part, and the series wants a bounded span.
         coordinates=coordinates.clamp(-1, grid),
         weights=weights,

@@ -12,8 +12,9 @@ from drwr_dist.camera import FOCAL_LENGTH, project
 from drwr_dist.config import LossConfig
 from drwr_dist.losses import sampling
 from drwr_dist.losses.chamfer_2d import chamfer_2d, silhouette_draws
+from drwr_dist.losses.crowding import crowding
 from drwr_dist.losses.draws import kept_points, uniform_numbers
-from drwr_dist.losses.objective import terms_per_view
+from drwr_dist.losses.objective import seen_points, terms_per_view
 from drwr_dist.losses.spread import spread
 from drwr_dist.losses.views import mean_over_views
 from drwr_dist.losses.volumetric import volumetric
@@ -87,10 +88,12 @@ def weight_key(name: str) -> str:
 
 def active_terms(config: LossConfig) -> list[str]:
     """Return the names of the terms that are evaluated and reported under this configuration."""
-    covers = ["coverage"] if config.semantics == "default" and config.coverage_weight > 0 else []
+    ours = config.semantics == "default"
+    covers = ["coverage"] if ours and config.coverage_weight > 0 else []
     drwr = ["unary", "repulsion", *covers]
     in_use = drwr if covers or config.unary_weight > 0 or config.repulsion_weight > 0 else []
-    return in_use + [name for name, key in OTHER_TERMS.items() if getattr(config, key) > 0]
+    in_space = ["crowding"] if ours and config.crowding_weight > 0 else []
+    return in_use + in_space + [name for name, key in OTHER_TERMS.items() if getattr(config, key) > 0]
 
 
 def weighted_terms(
@@ -113,6 +116,9 @@ def weighted_terms(
         shared = (views.world_to_camera, views.masks, views.smooth, views.focal_length)
         found = terms_per_view(points, *shared, config.grid, config, config.semantics, config.method)
         terms |= zip(("unary", "repulsion", "coverage"), found, strict=True)
+    if "crowding" in names:  # has no view: the same for all
+        seen = seen_points(points, views.world_to_camera, views.focal_length, views.present)
+        terms["crowding"] = crowding(points, seen, config.crowding_radius)[:, None].expand(views.masks.shape[:2])
     if any(name in OTHER_TERMS for name in names):
         numbers = None
         if "chamfer_2d" in names:
