@@ -159,7 +159,7 @@ class TestLoss:
         assert result.total.item() == pytest.approx(
             sum(
                 getattr(LOSS, f"{name}_weight") * result.terms[name].item()
-                for name in ("unary", "repulsion", "coverage")
+                for name in ("unary", "repulsion", "coverage", "crowding")
             )
             + POSE.student_weight * result.terms["student"].item()
         )
