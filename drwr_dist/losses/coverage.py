@@ -71,7 +71,7 @@ def coverage(
     with torch.autocast(xy.device.type, enabled=False):
         places = silhouette_places(masks, count)
         chosen = _nearest(xy.detach(), valid, places, neighbours)
-    nearest = xy.gather(1, chosen.flatten(1)[..., None].expand(-1, -1, 2)).unflatten(1, chosen.shape[1:])
+    nearest = xy.gather(1, chosen.flatten(1)[..., None].expand(-1, -1, 2)).view(*chosen.shape, 2)
     distance = (((nearest - places[:, :, None]).square().sum(-1) + SOFTENING**2).sqrt() - SOFTENING).flatten(1)
     takes_part = valid.any(-1) & (masks.flatten(1) > 0).any(-1)
     return torch.where(takes_part, distance.mean(-1), torch.zeros_like(distance[:, 0]))
@@ -97,7 +97,7 @@ def _nearest_by_tree(
         return np.zeros((len(places), neighbours), dtype=np.int64)
     tree = cKDTree(xy[present], leafsize=_LEAF, balanced_tree=False, compact_nodes=False)
     ranks = np.arange(neighbours) % len(present)  # with too few points, the nearest count again
-    found = tree.query(places, [*range(1, min(neighbours, len(present)) + 1)])[1]
+    found = np.asarray(tree.query(places, [*range(1, min(neighbours, len(present)) + 1)])[1])
     return np.asarray(present[found[:, ranks]], dtype=np.int64)
 
 

@@ -44,7 +44,7 @@ def crowding(points: Tensor, takes_part: Tensor, radius: float) -> Tensor:
     with torch.autocast(points.device.type, enabled=False):
         chosen = _nearest(points.detach(), takes_part, neighbours)
     count = takes_part.sum(-1)
-    near = points.gather(1, chosen.flatten(1)[..., None].expand(-1, -1, 3)).unflatten(1, (-1, neighbours))
+    near = points.gather(1, chosen.flatten(1)[..., None].expand(-1, -1, 3)).view(*chosen.shape, 3)
     distance = ((near - points[:, :, None]).square().sum(-1) + SOFTENING**2).sqrt() - SOFTENING
     reach = radius * (POINTS / count.clamp(min=1)).sqrt()
     each = (1 - distance / reach[:, None, None].to(distance)).clamp(min=0).mean(-1)
