@@ -70,3 +70,13 @@ def test_impossible_plans_are_refused(sizes, global_batch):
 def test_rank_outside_the_world_is_refused():
     with pytest.raises(ValueError, match="rank"):
         rank_slice([1, 2], 2, 2)
+
+
+def test_half_of_the_samples_are_mirrored_and_not_the_same_ones_every_epoch():
+    plan = Plan(shard_sizes=(1000,), seed=3, global_batch=8)
+    first, second = ([plan.mirrored(sample, epoch) for sample in range(1000)] for epoch in (0, 1))
+    assert 430 < sum(first) < 570 and 430 < sum(second) < 570
+    assert 400 < sum(a != b for a, b in zip(first, second, strict=True)) < 600
+    again = [Plan(shard_sizes=(1000,), seed=3, global_batch=4).mirrored(sample, 0) for sample in range(1000)]
+    other = [Plan(shard_sizes=(1000,), seed=4, global_batch=8).mirrored(sample, 0) for sample in range(1000)]
+    assert again == first and other != first
