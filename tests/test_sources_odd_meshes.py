@@ -43,6 +43,7 @@ BAD = {
     "empty.ply": (b"", "not a readable .ply mesh"),
     "missing_vertex.obj": ("v 0 0 0\nv 1 0 0\nf 1 2 9\n", "a face refers to a vertex that is not there"),
     "huge_quad.obj": (SQUARE.replace("1", "1e200") + "f 1 2 3 4\n", "the mesh is too large: its extent overflows"),
+    "needle.obj": ("v 0 0 0\nv 0 1 0\nv 1e-5 1 0\nf 1 2 3\n", "cat/needle: view 00: the mask is empty"),
     "draco.gltf": (
         '{"asset":{"version":"2.0"},"extensionsRequired":["KHR_draco_mesh_compression"],"nodes":[]}',
         "its geometry is compressed (KHR_draco_mesh_compression), which is not read; export it without",
@@ -119,10 +120,11 @@ def test_what_is_odd_but_fine(tmp_path: Path):
     write(folder / "byte order mark.obj", "\ufeff" + SQUARE + "f 1 2 3 4\n")
     write(folder / "tabs.obj", SQUARE.replace(" ", "\t") + "f\t1\t2\t3\t4\n")
     write(folder / "comments.obj", SQUARE.replace("v 1 0 0", "v 1 0 0 # a corner") + "f 1 2 3 4 # the square\n")
+    write(folder / "unused vertex.obj", SQUARE + "v nan nan nan\nf 1 2 3 4\n")
     write(folder / "windows.obj", "mtllib .\\texture.mtl\r\nusemtl a\r\n" + SQUARE + "f 1 2 3 4\n")
     assert "skipped" not in build(tmp_path / "in", tmp_path / "out")
     found = read_all(tmp_path / "out")
-    assert len(found) == 13 and {"gr_e_2/sheet", "gr_e_2/no_material", "gr_e_2/far", "gr_e_2/glb"} <= set(found)
+    assert len(found) == 14 and {"gr_e_2/sheet", "gr_e_2/no_material", "gr_e_2/far", "gr_e_2/glb"} <= set(found)
     for name in ("texture", "windows"):
         red = found[f"gr_e_2/{name}"][1].images.astype(int)
         assert red[..., 0].max() > 50 and not red[..., 1:].any()

@@ -69,9 +69,12 @@ def parse_mesh(data: bytes, kind: str, limits: MeshLimits, folder: _Folder | Non
         raise DataError(f"{len(mesh.faces)} faces, more than the {limits.faces} allowed; raise max_faces")
     if mesh.faces.min() < 0 or mesh.faces.max() >= len(mesh.vertices):
         raise DataError("a face refers to a vertex that is not there")
-    if not np.isfinite(mesh.vertices[np.unique(mesh.faces)]).all():
+    used, faces = np.unique(mesh.faces, return_inverse=True)
+    if not np.isfinite(mesh.vertices[used]).all():
         raise DataError("vertices are not finite")
-    return mesh
+    if len(used) == len(mesh.vertices):
+        return mesh
+    return Mesh(mesh.vertices[used], faces.reshape(-1, 3), mesh.colours)  # what no face uses may be anything
 
 
 def write_mesh(mesh: Mesh, path: Path) -> None:

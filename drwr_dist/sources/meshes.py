@@ -133,7 +133,11 @@ def render_job(job: MeshJob) -> EncodedSample | Skipped:
     """Render one object and encode its sample."""
     try:
         mesh, similarity = _load(job)
-        members = encode_sample(make_sample(job, mesh, similarity), job.settings.compression)
+        sample = make_sample(job, mesh, similarity)
+        try:
+            members = encode_sample(sample, job.settings.compression)
+        except DataError as error:  # so thin that no pixel is half covered, for instance
+            raise DataError(f"{job.path}: {error}") from error
     except DataError as error:
         if not job.settings.skip_bad:
             raise
