@@ -16,9 +16,10 @@ from measuring import ROOT
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from drwr_dist.data.batch import as_tensor
 from drwr_dist.data.index import DatasetIndex, load_index
 from drwr_dist.data.sample import composite
-from drwr_dist.data.stream import SampleTable, as_tensor
+from drwr_dist.data.stream import SampleTable
 from drwr_dist.gallery import SIDE_VIEW, TILE, draw_points
 from drwr_dist.metrics import chamfer_distance
 
