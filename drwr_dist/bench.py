@@ -101,7 +101,7 @@ def communication_advice(config: TrainConfig, share: float) -> list[str]:
     lines.append(f"global_batch={2 * config.global_batch}: {spends}, as many bytes serve twice the objects; where")
     lines[-1] += f" memory is short, communication.accumulate={2 * settings.accumulate}"
     longer = max(8, 2 * settings.average_every)
-    lines.append(f"communication.average_every={longer}: workers step alone in between (docs/scaling.md has the cost)")
+    lines.append(f"communication.average_every={longer}: workers step alone in between (docs/scaling.md)")
     return lines
 
 

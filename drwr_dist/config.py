@@ -118,7 +118,7 @@ class OptimizerConfig:
 
 @dataclass
 class CommunicationConfig:
-    """How workers exchange what they learn: what it saves and what it costs is measured in docs/scaling.md."""
+    """How workers exchange what they learn (docs/scaling.md)."""
 
     accumulate: int = 1  # passes into which a worker cuts its part of a step; gradients are exchanged after the last
     compression: str = "none"  # none | bfloat16: how gradients travel; bfloat16 are half the bytes
