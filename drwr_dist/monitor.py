@@ -56,7 +56,8 @@ TAGS = {
 LAYOUT = {
     "Is it learning?": {
         "losses": ["Multiline", ["loss/.*"]],
-        "validation: Chamfer × 100": ["Multiline", ["validation/chamfer.*"]],
+        # The squared one has another scale: in the same chart it would press the others flat.
+        "validation: Chamfer × 100": ["Multiline", ["validation/chamfer$", "validation/chamfer_.*_to_.*"]],
         "validation: F-score and IoU": ["Multiline", ["validation/f_score.*", "validation/(silhouette|voxel)_iou"]],
     },
     "Is it stable?": {

@@ -133,7 +133,9 @@ def curves(run: Path) -> list[dict[str, Any]]:
     found += [curve(key.replace("_", " "), training, [key]) for key in others if any(row.get(key) for row in training)]
     names = [name for name in DEFINITIONS if any(name in row for row in validation)]
     chamfer = [name for name in names if name.startswith("chamfer")]
-    found += [curve("validation: Chamfer × 100", validation, chamfer)]
+    squared = [name for name in chamfer if name.endswith("squared")]  # on a scale of its own
+    found += [curve("validation: Chamfer × 100", validation, [name for name in chamfer if name not in squared])]
+    found += [curve("validation: Chamfer, squared × 10,000", validation, squared)]
     found += [curve("validation: F-score and IoU", validation, [name for name in names if name not in chamfer])]
     return [group for group in found if group["series"]]
 
