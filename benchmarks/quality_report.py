@@ -25,6 +25,7 @@ from drwr_dist.metrics import chamfer_distance
 
 PICTURES = ROOT / "docs" / "images"
 SHAPES = 4  # rows of shapes
+CEILING = 15.0  # curves above leave the picture
 
 
 def oracles(index: DatasetIndex, table: SampleTable, points: int, categories: list[str]) -> dict[str, Any]:
@@ -111,21 +112,24 @@ def curves(results: Path, titles: dict[str, str], equal_time: str) -> None:
     ratios = json.loads((results / "costs.json").read_text())["ratio"]
     figure, axes = plt.subplots(2, len(datasets), figsize=(4 * len(datasets), 6), squeeze=False, sharey="col")
     for column, dataset in enumerate(datasets):
-        for name, title in titles.items():
+        highest = 0.0
+        for number, (name, title) in enumerate(titles.items()):
             runs = found[dataset].get(name)
             if not runs or name.endswith(equal_time):
                 continue
             steps = [row["step"] for row in runs[0]["curve"]]
             mean = np.mean([[row["chamfer"] for row in run["curve"]] for run in runs], axis=0)
-            axes[0][column].plot(steps, mean, label=title)
-            axes[1][column].plot(np.multiply(steps, ratios[name]), mean, label=title)
+            style = {"label": title, "color": f"C{number}"}
+            axes[0][column].plot(steps, mean, **style)
+            axes[1][column].plot(np.multiply(steps, ratios[name]), mean, **style)
+            highest = max([highest, *(value for value in mean if value < CEILING)])
         for row, what in enumerate(("steps", "time, in steps of ours")):
-            axes[row][column].set(title=dataset if row == 0 else "", xlabel=what, yscale="log")
+            axes[row][column].set(title=dataset if row == 0 else "", xlabel=what, ylim=(0, 1.05 * highest))
             axes[row][column].grid(alpha=0.3)
         axes[1][column].set_xlim(0, axes[0][column].get_xlim()[1])
     axes[0][0].set_ylabel("val Chamfer × 100")
     axes[1][0].set_ylabel("val Chamfer × 100")
-    axes[0][0].legend(fontsize=7)
+    axes[0][-1].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(PICTURES / "quality_curves.png", dpi=80)
     plt.close(figure)

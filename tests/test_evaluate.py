@@ -24,7 +24,7 @@ from drwr_dist.errors import UsageError
 from drwr_dist.evaluate import EvaluateOptions, evaluate_run, measure_run
 from drwr_dist.metrics import PointIndex, earth_mover_distance, nearest_distances
 from drwr_dist.point_cloud import read_ply
-from drwr_dist.run import load_run, save_config, untrained_model
+from drwr_dist.run import load_result, load_run, save_config, untrained_model
 from drwr_dist.scores import mean_row
 from drwr_dist.voxels import filled_voxels
 
@@ -172,11 +172,14 @@ def test_comparison_takes_common_objects_alone():
 
 def test_runs_side_by_side(runs: list[Path], tmp_path: Path):
     names = ",".join(map(str, runs))
+    plain = EvaluateOptions(split="test", references=False, report=False, predictions=False)
+    before = [load_result(run) for run in runs]
     done = drwr("evaluate", f"runs={names}", "split=test", f"output={tmp_path}")
     assert done.returncode == 0, done.stderr
     table = json.loads((tmp_path / "comparison.json").read_text())
+    assert [load_result(run) for run in runs] == before  # a comparison leaves each run's own results as they are
     for run in runs:
-        result = json.loads((run / "result.json").read_text())["splits"]["test"]
+        result = measure_run(load_run(run), plain, Console(quiet=True)).block
         for group, row in [*result["categories"].items(), ("all", result["overall"])]:
             found = table["groups"][group]["metrics"]["chamfer"][run.name]
             assert found["mean"] == pytest.approx(row["chamfer"]) and found["low"] <= found["mean"] <= found["high"]
