@@ -4,7 +4,7 @@
         splits=shards/open_shapes/splits.csv output=DATA
     python benchmarks/quality.py --data DATA             # every run that has no result yet; hours
     python benchmarks/quality.py --data DATA --seeds 0 --datasets chair
-    python benchmarks/quality.py --quick                 # the demo shards, 150 steps, one seed: 10 minutes
+    python benchmarks/quality.py --quick                 # chairs of the demo shards, 150 steps, one seed
     python benchmarks/quality.py --table                 # the tables and curves of docs/quality.md, from the results
     python benchmarks/quality.py --data DATA --shapes    # rows of shapes (trains what it draws again)
 
