@@ -64,6 +64,7 @@ METHODS: dict[str, tuple[str, list[str]]] = {
     ),
     "dpc": ("DPC: volumetric projection", [*ALONE, "loss.volumetric_weight=1"]),
     "2dpm": ("2DPM: 2D Chamfer", [*ALONE, "loss.chamfer_2d_weight=1", "loss.chamfer_2d_draws=500"]),
+    "recoloured": ("ours, with data.recolour", ["data.recolour=true"]),
 }
 TIMED = ("dpc", "2dpm")  # also trained for the time that ours takes
 EQUAL_TIME = "-equal-time"

@@ -91,6 +91,7 @@ class DataConfig:
     supervision_views: int = 4  # silhouettes per object and step that judge the points
     view_order: str = "random"  # random | fixed: fixed takes view 0 as input and the first views as judges
     mirror: bool = False  # mirror objects across z = 0 one time in two: images flipped, cameras to match
+    recolour: bool = False  # give objects other colours at random in the images that the network sees
     on_bad_sample: str = "fail"  # fail | skip: skipped samples are counted and reported
     max_skip_fraction: float = 0.01  # of the samples seen; more skipped samples than that fail the run
 

@@ -138,6 +138,41 @@ def test_mirroring_flips_images_masks_and_cameras_of_every_second_sample(toy_dat
     assert all(torch.equal(one.images, other.images) for one, other in zip(mixed[3:], again, strict=True))
 
 
+def test_recolouring_changes_the_colours_inside_the_object_and_nothing_else(toy_dataset: Path):
+    plain, recoloured = stream(toy_dataset, stop=6), stream(toy_dataset, stop=6, recolour=True)
+    changed = 0
+    for one, other in zip(plain, recoloured, strict=True):
+        for name in ("masks", "smooth", "world_to_camera"):
+            assert torch.equal(getattr(one, name), getattr(other, name))
+        background = (one.images == 1).all(1, keepdim=True).expand_as(one.images)
+        assert torch.equal(one.images[background], other.images[background])
+        assert other.images.min() >= 0 and other.images.max() <= 1
+        changed += sum(not torch.equal(*pair) for pair in zip(one.images, other.images, strict=True))
+    assert changed == sum(len(batch.keys) for batch in plain)
+    again = stream(toy_dataset, start=3, stop=6, recolour=True)
+    assert all(torch.equal(one.images, other.images) for one, other in zip(recoloured[3:], again, strict=True))
+    following = stream(toy_dataset, start=6, stop=12, recolour=True, view_order="fixed")
+    fixed = stream(toy_dataset, stop=6, recolour=True, view_order="fixed")
+    pictures = [dict(zip(batch.keys, batch.images, strict=True)) for batch in (*fixed, *following)]
+    epochs = [picture for batch in pictures for key, picture in batch.items() if key == fixed[0].keys[0]]
+    assert len(epochs) > 1 and not torch.equal(epochs[0], epochs[1]), "other colours in the next epoch"
+
+
+def test_all_views_of_an_object_get_the_same_colours(toy_dataset: Path):
+    table = SampleTable.select(load_index(str(toy_dataset)), "train")
+    configs = [DataConfig(supervision_views=3, binarize=False, recolour=recolour) for recolour in (False, True)]
+    streams = [SampleStream(table, table.plan(0, 5), config, view_images=True) for config in configs]
+    original, recoloured = (part[0, 0] for part in streams)
+    assert isinstance(original, Example) and isinstance(recoloured, Example)
+    assert original.view_images is not None and recoloured.view_images is not None
+    seen: dict[tuple[float, ...], set[tuple[float, ...]]] = {}
+    before, after = (part.view_images.movedim(1, -1).reshape(-1, 3) for part in (original, recoloured))
+    inside = original.masks.reshape(-1) == 1  # wholly: at edges the background shines through
+    for old, new in zip(before[inside].tolist(), after[inside].tolist(), strict=True):
+        seen.setdefault(tuple(old), set()).add(tuple(round(value, 5) for value in new))
+    assert len(seen) > 10 and all(len(colours) == 1 for colours in seen.values()), "one colour becomes one colour"
+
+
 def test_categories_select_and_unknown_ones_are_refused(toy_dataset: Path):
     index = load_index(str(toy_dataset))
     assert {key.split("/")[0] for key in SampleTable.select(index, "train", ["slab"]).keys} == {"slab"}

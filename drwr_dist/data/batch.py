@@ -11,6 +11,7 @@ from torch import Tensor
 
 from drwr_dist.camera import mirrored_cameras
 from drwr_dist.data.decoded import Decoded
+from drwr_dist.data.recolour import Recolouring
 
 
 @dataclass(frozen=True)
@@ -107,14 +108,21 @@ class BatchRows:
             np.empty((objects, views, 3, side, side), pixels) if view_images else None
         )
 
-    def add(self, decoded: Decoded, input_view: int, supervision: list[int], mirror: bool) -> None:
+    def add(
+        self,
+        decoded: Decoded,
+        input_view: int,
+        supervision: list[int],
+        mirror: bool,
+        recolouring: Recolouring | None = None,
+    ) -> None:
         """Write an object into the next row; where this raises, the row stays free."""
         row, views = len(self.keys), len(supervision)
-        decoded.write_picture(input_view, self._images[row])
+        decoded.write_picture(input_view, self._images[row], recolouring)
         for place, view in enumerate(supervision):
             decoded.write_silhouette(view, self._masks[row, place], self._smooth[row, place])
             if self._seen is not None:
-                decoded.write_picture(view, self._seen[row, place])
+                decoded.write_picture(view, self._seen[row, place], recolouring)
         # The last view stands in for missing ones: a camera and a mask that nothing chokes on.
         for part in (self._masks, self._smooth, self._seen):
             if part is not None and views < part.shape[1]:

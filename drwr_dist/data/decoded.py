@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from drwr_dist.data.faults import FOREGROUND
 from drwr_dist.data.members import MemberReader, view_members
+from drwr_dist.data.recolour import Recolouring
 from drwr_dist.data.sample import composite_planes
 from drwr_dist.silhouette import EDGE, INSIDE, Squares, squares_outside, write_smooth
 
@@ -71,14 +72,16 @@ class Decoded:
         excess = sum(max(0, len(file) - area * (3 if "image" in name else 1)) for name, file in self.files.items())
         return self.views * pixel * area + excess
 
-    def write_picture(self, view: int, out: NDArray[np.float32]) -> None:
-        """Write the image of a view on its background into `out` [3, H, W], in [0, 1]."""
+    def write_picture(self, view: int, out: NDArray[np.float32], recolouring: Recolouring | None = None) -> None:
+        """Write the image of a view on its background into `out` [3, H, W], in [0, 1], in other colours if asked."""
         if view not in self.pixels:
             alpha, name = self._alpha(view), f"{view:02d}.image.png"
             image = self._read.png(name, 3, self.side)
             self.pixels[view] = composite_planes(image[None], alpha[None], self.background)[0]
             del self.files[name]
         cv2.LUT(self.pixels[view].reshape(-1, self.side), _unit(), out.reshape(-1, self.side))
+        if recolouring is not None:
+            recolouring.apply(out, self._alpha(view))
 
     def write_silhouette(self, view: int, mask: NDArray[np.float32], smooth: NDArray[np.float32]) -> None:
         """Write the mask of a view and its smooth silhouette, both [H, W]."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 # Separates the random streams, so that no two purposes ever draw the same numbers from one seed.
-ORDER, VIEWS, MIRROR = 1, 2, 3
+ORDER, VIEWS, MIRROR, RECOLOUR = 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
@@ -100,6 +100,10 @@ class Plan:
     def mirrored(self, sample: int, epoch: int) -> bool:
         """Return whether a sample is mirrored in an epoch: one time in two, where `data.mirror` asks for it."""
         return bool(np.random.default_rng((self.seed, MIRROR, epoch, sample)).random() < 0.5)
+
+    def recolouring(self, sample: int, epoch: int) -> np.random.Generator:
+        """Return the random numbers by which a sample's colours change in an epoch (`data.recolour`)."""
+        return np.random.default_rng((self.seed, RECOLOUR, epoch, sample))
 
 
 def rank_slice(batch: Sequence[int] | np.ndarray, rank: int, world_size: int) -> np.ndarray:

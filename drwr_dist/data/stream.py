@@ -21,6 +21,7 @@ from drwr_dist.data.batch import Batch, BatchRows, Example, Failure
 from drwr_dist.data.decoded import BYTES_PER_PIXEL, Decoded
 from drwr_dist.data.index import DatasetIndex, load_index, read_sample
 from drwr_dist.data.plan import Plan, rank_slice
+from drwr_dist.data.recolour import Recolouring
 from drwr_dist.data.sample import ObjectSample, decode_sample, split_members
 from drwr_dist.errors import DataError, UsageError
 
@@ -128,11 +129,14 @@ class SampleStream(Dataset[Example | Failure]):
                 decoded = self._decoded(sample)
                 input_view, supervision = self.views_of(epoch, sample, decoded.views)
                 mirror = self.config.mirror and self.plan.mirrored(sample, epoch)
-                rows.add(decoded, input_view, supervision, mirror)
+                rows.add(decoded, input_view, supervision, mirror, self._recolouring(sample, epoch))
             except DataError as error:
                 shard = self.table.index.shards[self.table.places[sample][0]].url
                 rows.failures.append(Failure(self.table.keys[sample], str(error), shard))
         return rows.batch()
+
+    def _recolouring(self, sample: int, epoch: int) -> Recolouring | None:
+        return Recolouring.draw(self.plan.recolouring(sample, epoch)) if self.config.recolour else None
 
     def views_of(self, epoch: int, sample: int, views: int) -> tuple[int, list[int]]:
         """Return (input view, supervision views) in an epoch of a sample that has so many views."""
