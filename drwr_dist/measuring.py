@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
+from drwr_dist.counting import counted
 from drwr_dist.data.batch import as_tensor
 from drwr_dist.data.index import load_index
 from drwr_dist.data.sample import composite
@@ -89,11 +89,10 @@ def measure(
     else:
         jobs = [_chunk(job, table, numbers[first : first + CHUNK]) for first in range(0, len(numbers), CHUNK)]
         scored = (each for chunk in run_ordered(score_job, jobs, crew) for each in chunk)
-    quiet = not console.is_terminal  # a log gets the title alone
-    if quiet:
+    if not console.is_terminal:
         console.print(f"evaluating {title} ({len(numbers)} objects)", highlight=False)
     objects = {}
-    for key, scores, points in track(scored, title, total=len(numbers), console=console, transient=True, disable=quiet):
+    for key, scores, points in counted(scored, title, len(numbers), console):
         objects[key] = scores
         if save and points is not None:
             save(key, points)

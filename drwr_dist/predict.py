@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import track
 
 from drwr_dist.cli import load_options, run_verb
+from drwr_dist.counting import counted
 from drwr_dist.data.remote import is_remote
 from drwr_dist.errors import DataError, UsageError
 from drwr_dist.inference import CROPS, ImageToPoints, load
@@ -139,8 +139,7 @@ def predict(options: PredictOptions, console: Console) -> Iterator[tuple[Task, s
     chunks = [tuple(tasks[first : first + options.batch]) for first in range(0, len(tasks), options.batch)]
     crew = Crew(options.workers, "ray")
     outcomes = run_ordered(predict_job, [Job(chunk, options) for chunk in chunks], crew)
-    hidden = not console.is_terminal
-    shown = track(outcomes, "predicting", total=len(chunks), console=console, transient=True, disable=hidden)
+    shown = counted(outcomes, "predicting, batch", len(chunks), console)
     for chunk, found in zip(chunks, shown, strict=True):
         yield from zip(chunk, found, strict=True)
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from drwr_dist.cli import load_options, run_verb
+from drwr_dist.counting import Advance, counting
 from drwr_dist.data.index import DatasetIndex, load_index
 from drwr_dist.data.inspection import print_summary, write_page, write_sheet
 from drwr_dist.data.journal import input_fingerprint
@@ -87,7 +86,6 @@ class InspectOptions:
     rows: int = 16  # objects on the sheet and the page, at most, spread over the dataset
 
 
-Advance = Callable[[str, int], None]  # (what was done, how many are to be done)
 Found = Iterator[EncodedSample | Skipped]
 Done = frozenset[str]  # keys that an interrupted import has in finished shards
 _RENDERED_VIEWS = 8  # per mesh, where `views` is not given
@@ -116,7 +114,7 @@ def _run_import(options: ImportOptions, console: Console, skipped: list[Skipped]
         console.print(f"going on with an interrupted import: {len(journal.samples)} objects are done", highlight=False)
     try:
         # Beside the output, so that all nodes of a cluster see what is unpacked there.
-        with tempfile.TemporaryDirectory(dir=journal.folder) as scratch, _progress(console) as advance:
+        with tempfile.TemporaryDirectory(dir=journal.folder) as scratch, counting(console) as advance:
             found = _SOURCES[options.source](options, Path(scratch), advance, journal.done)
             return write_dataset(
                 options.output,
@@ -305,26 +303,6 @@ def _without(found: Iterator[EncodedSample | Skipped], skipped: list[Skipped]) -
             yield item
 
 
-@contextmanager
-def _progress(console: Console) -> Iterator[Callable[[str, int], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    tasks: dict[str, TaskID] = {}
-    bar = Progress(*columns, console=console)
-
-    def advance(what: str, total: int) -> None:
-        if not tasks:
-            bar.start()
-        if what not in tasks:
-            tasks[what] = bar.add_task(what, total=total)
-        bar.advance(tasks[what])
-
-    try:
-        yield advance
-    finally:
-        if tasks:
-            bar.stop()
-
-
 def _import(arguments: Sequence[str]) -> int:
     options = load_options(ImportOptions, arguments, verb="shards import", with_file=False)
     index = import_dataset(options, Console(stderr=True))
@@ -346,7 +324,7 @@ def _inspect(arguments: Sequence[str]) -> int:
 def _verify(arguments: Sequence[str]) -> int:
     options = load_options(VerifyOptions, arguments, verb="shards verify", with_file=False)
     console = Console(stderr=True)
-    with _progress(console) as advance:
+    with counting(console) as advance:
         findings = verify_dataset(options.data, lambda _, total: advance("checking", total))
     for finding in findings:
         print(finding)

@@ -40,6 +40,11 @@ BAD = {
     "line.obj": ("v 0 0 0\nv 1 0 0\nv 2 0 0\nf 1 2 3\n", "the mesh has no area: every face is degenerate"),
     "point.obj": ("v 1 1 1\nv 1 1 1\nv 1 1 1\nf 1 2 3\n", "the mesh has no extent"),
     "huge.obj": ("v 1e308 0 0\nv -1e308 0 0\nv 0 1e308 0\nf 1 2 3\n", "the mesh is too large: its extent overflows"),
+    "cut.stl": (
+        bytes(80) + (12).to_bytes(4, "little") + bytes(300),
+        "the .stl file is cut short: 384 bytes, where 12 triangles need 684",
+    ),
+    "stub.stl": (bytes(50), "the binary .stl file is cut short: it has no header"),
     "empty.ply": (b"", "not a readable .ply mesh"),
     "missing_vertex.obj": ("v 0 0 0\nv 1 0 0\nf 1 2 9\n", "a face refers to a vertex that is not there"),
     "huge_quad.obj": (SQUARE.replace("1", "1e200") + "f 1 2 3 4\n", "the mesh is too large: its extent overflows"),

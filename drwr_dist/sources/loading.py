@@ -17,6 +17,7 @@ from drwr_dist.sources.geometry import GREY, Mesh
 from drwr_dist.sources.gltf import check_gltf
 from drwr_dist.sources.obj import parse_obj
 
+_STL_HEADER, _STL_TRIANGLE = 84, 50  # bytes of a binary file: text and number of triangles; each of them
 _NO_COLOUR = (102, 102, 102)  # what trimesh says where a material has no colour
 MESH_SUFFIXES = (".ply", ".obj", ".off", ".stl", ".glb", ".gltf")
 
@@ -92,6 +93,8 @@ def _parse_parts(data: bytes, kind: str, folder: _Folder | None, max_faces: int)
     logging.getLogger("trimesh").setLevel(logging.CRITICAL)
     if kind in ("glb", "gltf"):
         check_gltf(data)
+    if kind == "stl":
+        _check_stl(data)
     try:
         loaded = trimesh.load_scene(io.BytesIO(data), file_type=kind, resolver=folder, process=False)
         _check_instances(loaded, max_faces)
@@ -105,6 +108,21 @@ def _parse_parts(data: bytes, kind: str, folder: _Folder | None, max_faces: int)
     if not parts:
         raise DataError("the mesh has no triangles")
     return parts
+
+
+def _check_stl(data: bytes) -> None:
+    """Raise DataError where a binary STL file is shorter than its header says, which the parser takes for text."""
+    text = data.lstrip()[:5].lower() == b"solid" and b"facet" in data[:1024].lower()
+    if text:
+        return
+    if len(data) < _STL_HEADER:
+        raise DataError("the binary .stl file is cut short: it has no header")
+    triangles = int.from_bytes(data[_STL_HEADER - 4 : _STL_HEADER], "little")
+    if (needed := _STL_HEADER + triangles * _STL_TRIANGLE) > len(data):
+        raise DataError(
+            f"the .stl file is cut short: {len(data)} bytes, where {triangles} triangles need {needed}; "
+            "or it is neither binary nor text"
+        )
 
 
 def _check_instances(scene: Any, max_faces: int) -> None:
