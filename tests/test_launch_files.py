@@ -76,7 +76,7 @@ def test_kubernetes_pods_have_the_token_memory_and_storage():
     assert len({pod["containers"][0]["image"] for pod in pod_templates()}) == 1
 
 
-# What KubeRay's API reference (ray.io/v1, of 1.5.1) calls the keys; no package brings its schema.
+# What KubeRay's API reference (ray.io/v1) calls the keys; no package brings its schema. 1.5.1 brought authOptions.
 KUBERAY_KEYS = {
     "RayCluster": "rayVersion authOptions headGroupSpec workerGroupSpecs enableInTreeAutoscaling autoscalerOptions "
     "gcsFaultToleranceOptions suspend managedBy headServiceAnnotations",

@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 from cluster import CLUSTER_FILE, PATIENCE, WRONG_TOKEN, Cluster, history, steps, wait
-from lab import HOME, REPOSITORY, SHARED, Lab, missing
+from lab import HOME, SHARED, Lab, missing
 from mishaps import another_torch, listeners, listening, without_rsync
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from toy import SMALL_RUN, make_dataset
@@ -241,15 +241,26 @@ def test_the_disturbed_history_is_whole(cluster: Cluster, training: Training) ->
     assert sorted((training.run / "checkpoints").iterdir())
 
 
-@pytest.mark.skipif(not (REPOSITORY / "launch" / "tune.py").exists(), reason="there are no sweeps yet")
-def test_submit_sweeps(cluster: Cluster) -> None:
-    space = {"optimizer.learning_rate": {"type": "choice", "values": [1e-3, 1e-4]}}
+def sweep_of(cluster: Cluster, name: str, rates: list[float]) -> list[str]:
+    """Write the settings of a small sweep where the head finds them; return what names it on the command line."""
+    space = {"optimizer.learning_rate": {"type": "choice", "values": rates}}
     sweep = {"categories": ["brick"], "search": "grid", "scheduler": "none", "space": space}
-    settings = yaml.safe_dump({"workers": 1, "steps": 10, "sweep": sweep})
-    cluster.operator.path(SHARED / "sweep.yaml").write_text(settings)
-    done = cluster.submit("launch/tune.py", f"config={SHARED / 'sweep.yaml'}", *small_run(cluster, "sweep"))
+    settings = SHARED / f"{name}.yaml"
+    cluster.operator.path(settings).write_text(yaml.safe_dump({"workers": 1, "steps": 10, "sweep": sweep}))
+    return [f"config={settings}", *small_run(cluster, name)]
+
+
+def test_submit_sweeps(cluster: Cluster) -> None:
+    done = cluster.submit("launch/tune.py", *sweep_of(cluster, "sweep", [1e-3, 1e-4]))
     assert done.returncode == 0, done.stdout
     assert (cluster.operator.path(RUNS / "sweep") / "leaderboard.csv").exists(), done.stdout
+
+
+def test_a_job_sweeps(cluster: Cluster) -> None:
+    """`ray job submit` runs the package that the head has, without the scripts of launch/."""
+    done = cluster.job("python", "-m", "drwr_dist.tune", *sweep_of(cluster, "job", [1e-3]))
+    assert done.returncode == 0, done.stdout
+    assert (cluster.operator.path(RUNS / "job") / "leaderboard.csv").exists(), done.stdout
 
 
 def test_ray_down_stops_ray_on_every_host(cluster: Cluster) -> None:
