@@ -3,9 +3,10 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+TWO    := -n 2 --dist loadfile --no-loadscope-reorder   # two test files at a time: most tests of processes wait
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-all test-cluster lint coverage mutation docs bench clean
+.PHONY: help install demo pretrained test test-all test-cluster lint coverage mutation docs bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
@@ -23,11 +24,18 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install  ## train on the demo shards with 2 workers, evaluate, and show the shapes (under 8 minutes on 2 cores)
 	$(BIN)/python -m drwr_dist.train config=configs/demo.yaml
 
+pretrained: install  ## train the network that comes with the package again (740 MB of Debian packages; about an hour)
+	$(BIN)/python -m drwr_dist.shards import source=open_shapes input=build/debs output=build/open_shapes_cc \
+	    manifest=shards/open_shapes/manifest.csv splits=shards/open_shapes/splits.csv name=open_shapes_cc views=20 \
+	    shard_samples=32 'licences=[CC0-1.0,CC-BY-3.0,CC-BY-3.0-US]' 'categories=[cabinet,chair,lamp,sofa,table]'
+	$(BIN)/python -m drwr_dist.train config=configs/laptop.yaml name=pretrained data=build/open_shapes_cc
+	$(BIN)/python -m drwr_dist.export run=runs/pretrained checkpoint=best format=run output=drwr_dist/pretrained
+
 test: install  ## the tests that CI runs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TWO)
 
 test-all: install  ## the slow tests too
-	$(BIN)/python -m pytest -m ''
+	$(BIN)/python -m pytest -m '' $(TWO)
 
 test-cluster: install  ## Ray on five hosts in namespaces, trained on and broken (root; iproute2, openssh-server, rsync, curl; slurm-wlm)
 	$(BIN)/python -m pytest tests/cluster -m '' -rs

@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from drwr_dist import terminal
 from drwr_dist.cli import load_options, run_verb
 from drwr_dist.config import TrainConfig, from_plain, to_plain
 from drwr_dist.data.batch import Example, Failure
@@ -139,7 +140,7 @@ def main(arguments: Sequence[str]) -> None:
     workers = workers_range(config.workers)[1]
     training = from_plain({field.name: to_plain(config)[field.name] for field in dataclasses.fields(TrainConfig)})
     check_against_data(training, load_index(config.data.path))
-    console = Console()
+    console = terminal.console()
     console.print(
         f"{config.data.path}: {config.global_batch} objects × {config.data.supervision_views} views a step over "
         f"{workers} worker{'s' if workers > 1 else ''}, {config.model.points} points, grid {config.loss.grid}"

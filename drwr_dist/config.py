@@ -182,7 +182,7 @@ class TrainConfig:
     name: str = "run"  # name of the run: a folder below storage; starting it again resumes it
     storage: str = "runs"  # folder (one that all nodes share) or URL (s3://BUCKET/PATH) that holds the runs
     seed: int = 0  # of the initial weights, the order of the samples and the views
-    init: str | None = None  # weights to start from: another run's folder, or tf_checkpoint:PREFIX; null: random
+    init: str | None = None  # first weights: another run's folder, pretrained, or tf_checkpoint:PREFIX; null: random
     steps: int = 1000  # optimizer steps; 0 evaluates the weights of init
     global_batch: int = 8  # objects per step, over all workers
     workers: Any = 1  # DDP workers: a number, or [min,max] for elastic training

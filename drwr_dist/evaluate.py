@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from torch import Tensor
 
+from drwr_dist import terminal
 from drwr_dist.cli import load_options, run_verb
 from drwr_dist.comparison import compare, print_comparison, write_comparison
 from drwr_dist.data.index import SPLITS, DatasetIndex, load_index
@@ -32,6 +33,7 @@ from drwr_dist.monitor import METRICS, VALIDATION
 from drwr_dist.point_cloud import write_mat, write_ply
 from drwr_dist.pool import Crew, session
 from drwr_dist.poses import ALIGNED_OBJECTS, alignments, pose_metrics, rotations
+from drwr_dist.pretrained import FOLDER, NAME, located
 from drwr_dist.report import REPORT, write_report
 from drwr_dist.results import RESULT_TEXT, print_table, write_result
 from drwr_dist.run import RESULT, TrainedRun, load_result, load_run
@@ -248,10 +250,13 @@ def main(arguments: Sequence[str]) -> int:
         raise UsageError(f"split={options.split}: choose one of {', '.join(SPLITS)}")
     if (options.run is None) == (options.runs is None):
         raise UsageError("evaluate: give run=FOLDER, or runs=FOLDER,FOLDER,… to compare")
-    console = Console(stderr=False)
+    console = terminal.console()
     if options.run is None:
         return compare_runs(options, console)
-    run = load_run(options.run if is_remote(options.run) else os.path.abspath(options.run), options.checkpoint)
+    run = load_run(located(options.run), options.checkpoint)
+    if run.path == FOLDER:
+        copy = f"cp -r {FOLDER} runs/{NAME}"
+        raise UsageError(f"run={NAME}: results are written into the run's folder; copy this one first: {copy}")
     found = evaluate_run(run, options, console)
     print_table(console, found.split, found.block)
     for name in (RESULT, REPORT) if options.report else (RESULT,):

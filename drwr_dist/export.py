@@ -1,4 +1,4 @@
-"""`python -m drwr_dist.export`: a trained network as ONNX or torch.export, to run without this package."""
+"""`python -m drwr_dist.export`: a trained network as ONNX or torch.export, to run without this package; or small."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from rich.console import Console
 
 from drwr_dist.cli import load_options, run_verb
 from drwr_dist.errors import TrainingError, UsageError
-from drwr_dist.run import load_run
+from drwr_dist.pretrained import located, write_weights
+from drwr_dist.run import TrainedRun, load_run
 
 SUFFIX = {"onnx": ".onnx", "torch": ".pt2"}
 TOLERANCE = 1e-5  # sides of the unit cube, between the exported network and ours
@@ -30,10 +31,10 @@ OPSET = 18
 class ExportOptions:
     """Write a trained network as one file: images float32 [B, 3, H, W] in [0, 1] to points [B, N, 3], any B."""
 
-    run: str = "???"  # folder of the run: <storage>/<name>
+    run: str = "???"  # folder of the run: <storage>/<name>; pretrained: the network that comes with the package
     checkpoint: str = "last"  # last | best | STEP: which of the run's weights; best by the validation metric
-    format: str = "onnx"  # onnx | torch: ONNX, or a torch.export archive (.pt2)
-    output: str | None = None  # file; none: <run's name>.onnx or .pt2, here
+    format: str = "onnx"  # onnx | torch | run: ONNX, a torch.export archive (.pt2), or a small run's folder, to hand on
+    output: str | None = None  # file; none: <run's name>.onnx or .pt2, here. Of format=run: the folder, which is needed
 
 
 def export(network: torch.nn.Module, image_size: int, path: Path, kind: str) -> None:
@@ -80,11 +81,13 @@ def difference(network: torch.nn.Module, image_size: int, path: Path, kind: str)
 def main(arguments: Sequence[str]) -> int:
     """Run the verb."""
     options = load_options(ExportOptions, arguments, verb="export")
-    if options.format not in SUFFIX:
-        raise UsageError(f"format={options.format}: choose one of {', '.join(SUFFIX)}")
+    if options.format not in (*SUFFIX, "run"):
+        raise UsageError(f"format={options.format}: choose one of {', '.join((*SUFFIX, 'run'))}")
     if options.format == "onnx" and not all(map(importlib.util.find_spec, ("onnx", "onnxscript", "onnxruntime"))):
         raise UsageError("format=onnx: needs more packages; pip install 'drwr-dist[export]', or take format=torch")
-    run = load_run(options.run, options.checkpoint)
+    run = load_run(located(options.run), options.checkpoint)
+    if options.format == "run":
+        return _export_run(run, options.output)
     path = Path(options.output or run.path.name + SUFFIX[options.format])
     try:
         export(run.model, run.image_size, path, options.format)
@@ -100,6 +103,19 @@ def main(arguments: Sequence[str]) -> int:
         soft_wrap=True,
         highlight=False,
     )
+    return 0
+
+
+def _export_run(run: TrainedRun, output: str | None) -> int:
+    """Write a run without what only its training needs."""
+    if output is None:
+        raise UsageError("output: format=run needs a folder, output=DIR")
+    folder = Path(output)
+    if folder.resolve() == run.path.resolve():
+        raise UsageError(f"output={output}: that is the run itself; choose another folder")
+    write_weights(run, folder)
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
+    Console().print(f"written: {os.path.relpath(folder)}  {size:.1f} MB, weights in half precision", soft_wrap=True)
     return 0
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 from drwr_dist.data.batch import as_tensor
 from drwr_dist.errors import UsageError
 from drwr_dist.images import frame, prepare
+from drwr_dist.pretrained import located
 from drwr_dist.run import TrainedRun, load_run
 
 CROPS = ("auto", "always", "never")
@@ -73,7 +74,7 @@ def load(run: str | os.PathLike[str], checkpoint: str = "last", device: str = "a
     """Load a trained run as a function from images to points.
 
     Args:
-        run: folder or URL of the run: <storage>/<name>.
+        run: folder or URL of the run: <storage>/<name>; `pretrained`: the network that comes with the package.
         checkpoint: last | best | a number of steps.
         device: auto (a GPU where there is one), or a name that PyTorch knows.
 
@@ -86,7 +87,7 @@ def load(run: str | os.PathLike[str], checkpoint: str = "last", device: str = "a
         >>> model("photo.jpg").shape  # float32, the unit cube, +Y up
         (64, 3)
     """
-    return ImageToPoints(load_run(run, checkpoint), device)
+    return ImageToPoints(load_run(located(run), checkpoint), device)
 
 
 def _pixels(image: ImageLike) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:

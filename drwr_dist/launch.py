@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from drwr_dist import terminal
 from drwr_dist.cli import load_options, run_verb
 from drwr_dist.cluster_address import why_not
 from drwr_dist.errors import ClusterError, UsageError
@@ -137,11 +138,6 @@ def _absolute(place: str | None) -> str | None:
     return place if place is None or "://" in place else os.path.abspath(os.path.expanduser(place))
 
 
-def _console() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=max(console.width, 140))
-
-
 def main(arguments: Sequence[str]) -> int:
     """Run `launch check key=value …`."""
     if not arguments or arguments[0] in ("--help", "-h"):
@@ -151,7 +147,7 @@ def main(arguments: Sequence[str]) -> int:
     if arguments[0] != "check":
         raise UsageError(f"launch: unknown action {arguments[0]!r}; there is check")
     options = load_options(CheckOptions, arguments[1:], verb="launch check")
-    return 1 if failed(check(options, _console())) else 0
+    return 1 if failed(check(options, terminal.console())) else 0
 
 
 if __name__ == "__main__":

@@ -12,13 +12,14 @@ from pathlib import Path
 
 from rich.console import Console
 
+from drwr_dist import terminal
 from drwr_dist.cli import load_options, run_verb
 from drwr_dist.counting import counted
-from drwr_dist.data.remote import is_remote
 from drwr_dist.errors import DataError, UsageError
 from drwr_dist.inference import CROPS, ImageToPoints, load
 from drwr_dist.point_cloud import WRITERS
 from drwr_dist.pool import Crew, run_ordered
+from drwr_dist.pretrained import located
 from drwr_dist.turntable import FORMATS, require_encoder, write_turntable
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
@@ -28,7 +29,7 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 class PredictOptions:
     """Turn images into point clouds; writes <output>/<image stem>.ply."""
 
-    run: str = "???"  # folder of the run: <storage>/<name>
+    run: str = "pretrained"  # folder of the run: <storage>/<name>; pretrained: the network that comes with the package
     checkpoint: str = "last"  # last | best | STEP: which of the run's weights; best by the validation metric
     images: str = "???"  # an image file, a folder of images, or a glob pattern
     masks: str | None = None  # a mask file, folder or glob, found by stem (a.png, a.mask.png, a_mask.png); none: alpha
@@ -148,9 +149,8 @@ def main(arguments: Sequence[str]) -> int:
     """Run the verb: 0 where every image became a point cloud, else 1."""
     options = load_options(PredictOptions, arguments, verb="predict")
     check(options)
-    if not is_remote(options.run):
-        options.run = os.path.abspath(options.run)
-    console = Console()
+    options.run = located(options.run)
+    console = terminal.console()
     failed = False
     for task, problem in predict(options, console):
         if problem:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from drwr_dist import terminal
 from drwr_dist.cli import load_options, run_verb
 from drwr_dist.counting import Advance, counting
 from drwr_dist.data.index import DatasetIndex, load_index
@@ -305,15 +306,15 @@ def _without(found: Iterator[EncodedSample | Skipped], skipped: list[Skipped]) -
 
 def _import(arguments: Sequence[str]) -> int:
     options = load_options(ImportOptions, arguments, verb="shards import", with_file=False)
-    index = import_dataset(options, Console(stderr=True))
-    print_summary(index, Console())
+    index = import_dataset(options, terminal.console(stderr=True))
+    print_summary(index, terminal.console())
     return 0
 
 
 def _inspect(arguments: Sequence[str]) -> int:
     options = load_options(InspectOptions, arguments, verb="shards inspect", with_file=False)
     index = load_index(options.data)
-    print_summary(index, Console())
+    print_summary(index, terminal.console())
     if options.sheet:
         write_sheet(index, options.sheet, options.rows)
     if options.page:
@@ -323,7 +324,7 @@ def _inspect(arguments: Sequence[str]) -> int:
 
 def _verify(arguments: Sequence[str]) -> int:
     options = load_options(VerifyOptions, arguments, verb="shards verify", with_file=False)
-    console = Console(stderr=True)
+    console = terminal.console(stderr=True)
     with counting(console) as advance:
         findings = verify_dataset(options.data, lambda _, total: advance("checking", total))
     for finding in findings:

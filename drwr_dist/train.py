@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from drwr_dist import checkpoint
+from drwr_dist import checkpoint, terminal
 from drwr_dist.cli import load_options, run_verb
 from drwr_dist.config import TrainConfig, flat_keys, is_learnt, to_plain
 from drwr_dist.data.index import DatasetIndex, load_index
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     storage = Storage.at(join(config.storage, config.name))
     index = load_index(config.data.path)
     table = check_against_data(config, index)
-    console = Console()
+    console = terminal.console()
     here = storage.folder
     with driver.run_lock(here), sole_owner(storage, console.print) as taken_by, refusals_of(str(here)):
         prepare(storage, config, index, console)

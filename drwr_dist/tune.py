@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from drwr_dist import terminal
 from drwr_dist.cli import load_options, run_verb
 from drwr_dist.config import TuneConfig
 from drwr_dist.data.index import load_index
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     resolve_paths(config)
     space = check_sweep(config)
     categories = check_sweep_data(config, space, load_index(config.data.path))
-    console = Console()
+    console = terminal.console()
     sweep = Path(config.storage) / config.name
     with driver.run_lock(sweep):
         prepare(sweep, config, console)

@@ -12,6 +12,7 @@ from drwr_dist import checkpoint
 from drwr_dist.config import TrainConfig
 from drwr_dist.errors import DataError, UsageError
 from drwr_dist.model import HALVINGS, build_network, tensorflow_name
+from drwr_dist.pretrained import located
 from drwr_dist.tf_checkpoint import Checkpoint, open_checkpoint
 
 TF_PREFIX = "tf_checkpoint:"
@@ -23,7 +24,8 @@ def initial_weights(init: str, config: TrainConfig, image_size: int) -> dict[str
     """Read the weights with which a run starts.
 
     Args:
-        init: `tf_checkpoint:PREFIX` (see `drwr_dist.tf_checkpoint.open_checkpoint`), or the folder of a run.
+        init: `tf_checkpoint:PREFIX` (see `drwr_dist.tf_checkpoint.open_checkpoint`), the folder of a run, or
+            `pretrained`.
         config: of the run that starts; its network decides which variables are read.
         image_size: pixels, of its images.
 
@@ -53,7 +55,7 @@ def initial_weights(init: str, config: TrainConfig, image_size: int) -> dict[str
 
 
 def _of_run(init: str, wanted: Mapping[str, object]) -> dict[str, Tensor]:
-    loaded = checkpoint.load_newest(init)
+    loaded = checkpoint.load_newest(located(init))
     if loaded is None:
         raise UsageError(
             f"init={init}: no run with a checkpoint there; give the folder <storage>/<name> of a training run, or "
