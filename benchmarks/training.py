@@ -7,7 +7,7 @@ monitoring and DDP are left out, so that the CPU seconds of a step are the metho
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -23,7 +23,12 @@ After = Callable[[int, PointNetwork, float], None]  # steps done, network, CPU s
 
 
 def train_here(
-    config: TrainConfig, samples: SampleTable, image_size: int, title: str, after: After | None = None
+    config: TrainConfig,
+    samples: SampleTable,
+    image_size: int,
+    title: str,
+    after: After | None = None,
+    stream: Iterator[Batch] | None = None,
 ) -> tuple[PointNetwork, float]:
     """Train a network in this process, in float32 on the CPU.
 
@@ -33,6 +38,7 @@ def train_here(
         image_size: pixels a side.
         title: what the lines on the terminal begin with.
         after: called after every step; what it takes is not counted.
+        stream: the batches of its steps; None: those that `train` would have.
 
     Returns:
         The network, and the CPU seconds of a step: forward, loss, backward and update, without reading samples.
@@ -42,8 +48,9 @@ def train_here(
     layout.arrange(model, CPU, torch.float32)
     network = AllHeads(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.0, weight_decay=config.optimizer.weight_decay, fused=True)
-    plan = samples.plan(config.seed, config.global_batch)
-    stream = batches(samples, plan, config.data, config.loader, rank=0, world_size=1, start=0, stop=config.steps)
+    if stream is None:
+        plan = samples.plan(config.seed, config.global_batch)
+        stream = batches(samples, plan, config.data, config.loader, rank=0, world_size=1, start=0, stop=config.steps)
     spent = 0.0
     for step, batch in enumerate(stream):
         began = time.process_time()
