@@ -101,3 +101,17 @@ def test_the_presets_of_the_peers_train_with_two_workers(
     totals = [sum(weights.get(term, 1) * row[term] for term in terms) for row in history]
     assert [row["loss"] for row in history] == pytest.approx(totals, rel=1e-5)
     assert all("unary" not in row for row in history)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", ["laptop", "gpu", "cluster"])
+def test_our_presets_train(preset: str, toy_dataset: Path, tmp_path: Path):
+    """With the network made small and a few steps, whatever else they ask for."""
+    done = drwr(
+        "train", f"config={REPOSITORY / f'configs/{preset}.yaml'}", f"data={toy_dataset}", f"storage={tmp_path}",
+        "steps=4", "log_every=1", "workers=2", "global_batch=6", "model.points=100", "model.channels=4",
+        "model.hidden=32", "loss.grid=32", "validation.every=2", "checkpoint.every=2",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [row["step"] for row in rows(tmp_path / preset)] == [1, 2, 3, 4]
+    assert (tmp_path / preset / "report.html").exists()
