@@ -15,7 +15,7 @@ from toy import REPOSITORY, SMALL_RUN, command, drwr, rows
 
 from drwr_dist.monitor import read_rows
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # two trainings of 2500 steps
 
 
 @pytest.fixture

@@ -182,7 +182,7 @@ def test_tasks_do_not_wait_forever_for_a_cluster_without_cpus(monkeypatch: pytes
     monkeypatch.setattr(pool, "_WITHOUT_CPU", 2.0)
     try:
         with pytest.raises(DrwrError, match="no CPU to run a task on"):
-            list(pool.run_ordered(len, ["a", "bc"], pool.Crew(2, "ray")))
+            list(pool.run_ordered(os.path.basename, ["a", "bc"], pool.Crew(2, "ray")))
     finally:
         cluster.shutdown()
 
