@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 from torch import Tensor
+
+from drwr_dist.losses.neighbours import nearest_by_tree
 
 SOFTENING = 1e-3  # widths of the frame; ε: a point that has arrived feels no kink
 _WORKING_SET = 64 * 2**20  # bytes of distances that are alive at once
-_LEAF = 16  # points in a leaf of the tree
 
 
 def silhouette_places(masks: Tensor, count: int) -> Tensor:
@@ -95,9 +95,8 @@ def _nearest_by_tree(
     present = np.flatnonzero(valid)
     if not len(present):
         return np.zeros((len(places), neighbours), dtype=np.int64)
-    tree = cKDTree(xy[present], leafsize=_LEAF, balanced_tree=False, compact_nodes=False)
     ranks = np.arange(neighbours) % len(present)  # with too few points, the nearest count again
-    found = np.asarray(tree.query(places, [*range(1, min(neighbours, len(present)) + 1)])[1])
+    found = nearest_by_tree(places, xy[present], min(neighbours, len(present)))
     return np.asarray(present[found[:, ranks]], dtype=np.int64)
 
 

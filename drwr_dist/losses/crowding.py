@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.spatial import cKDTree
 from torch import Tensor
+
+from drwr_dist.losses.neighbours import nearest_by_tree
 
 NEIGHBOURS = 4
 SOFTENING = 1e-5  # sides of the unit cube; points that coincide have a finite gradient, none
 POINTS = 1000  # of which the radius is spoken
 _WORKING_SET = 64 * 2**20  # bytes of distances that are alive at once
-_LEAF = 16  # points in a leaf of the tree
 
 
 def crowding(points: Tensor, takes_part: Tensor, radius: float) -> Tensor:
@@ -72,8 +72,7 @@ def _nearest_by_tree(cloud: NDArray[Any], takes_part: NDArray[np.bool_], neighbo
     others = min(neighbours, len(present) - 1)
     if others < 1:
         return result
-    tree = cKDTree(cloud[present], leafsize=_LEAF, balanced_tree=False, compact_nodes=False)
-    found = np.asarray(tree.query(cloud[present], others + 1)[1], dtype=np.int64)
+    found = nearest_by_tree(cloud[present], cloud[present], others + 1)
     # The point itself comes first, unless another one coincides with it.
     is_self = found == np.arange(len(present))[:, None]
     is_self[~is_self.any(1), -1] = True
