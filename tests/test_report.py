@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from browser import chromium, complaints, wait
+from PIL import Image
 from rich.console import Console
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
@@ -154,6 +156,14 @@ class Page:
         return [line.get_attribute("data-key") for line in lines]
 
 
+def alike(one: bytes, other: bytes) -> bool:
+    """Say whether two pictures show the same; on a busy machine a pixel may still be on its way."""
+    first, second = (
+        np.asarray(Image.open(io.BytesIO(picture)).convert("RGB"), dtype=float) for picture in (one, other)
+    )
+    return float(np.abs(first - second).mean()) < 1.0
+
+
 def _click_through(page: Page) -> None:
     window, find, state, picture = page.window, page.find, page.state, page.picture
     assert find("h1").text == "toy: test" and not find("#no-webgl").is_displayed()
@@ -169,7 +179,7 @@ def _click_through(page: Page) -> None:
     for colour in ("height", "distance", "plain"):
         find(f'#colour button[data-value="{colour}"]').click()
         seen[colour] = picture()
-    assert seen["plain"] == seen["both"] and len({seen[name] for name in ("height", "distance", "plain")}) == 3
+    assert alike(seen["plain"], seen["both"]) and len({seen[name] for name in ("height", "distance", "plain")}) == 3
     assert not find("#legend").is_displayed()
 
     ActionChains(window).click_and_hold(find("#viewer canvas")).move_by_offset(140, 30).release().perform()
