@@ -25,7 +25,8 @@ demo: install  ## train on the demo shards with 2 workers, evaluate, and show th
 	$(BIN)/python -m drwr_dist.train config=configs/demo.yaml
 
 pretrained: install  ## train the network that comes with the package again (740 MB of Debian packages; about an hour)
-	$(BIN)/python -m drwr_dist.shards import source=open_shapes input=build/debs output=build/open_shapes_cc \
+	test -f build/open_shapes_cc/index.json || $(BIN)/python -m drwr_dist.shards import \
+	    source=open_shapes input=build/debs output=build/open_shapes_cc \
 	    manifest=shards/open_shapes/manifest.csv splits=shards/open_shapes/splits.csv name=open_shapes_cc views=20 \
 	    shard_samples=32 'licences=[CC0-1.0,CC-BY-3.0,CC-BY-3.0-US]' 'categories=[cabinet,chair,lamp,sofa,table]'
 	$(BIN)/python -m drwr_dist.train config=configs/laptop.yaml name=pretrained data=build/open_shapes_cc

@@ -1,4 +1,4 @@
-"""Nearest neighbours on the CPU: a k-d tree of small_gicp, exact, twice as fast as SciPy's."""
+"""Nearest neighbours on the CPU: a k-d tree of small_gicp, exact, and quicker than SciPy's."""
 
 from __future__ import annotations
 

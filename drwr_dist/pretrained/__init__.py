@@ -49,6 +49,7 @@ def write_weights(run: TrainedRun, folder: Path) -> None:
 
     Raises:
         UsageError: it can't be written.
+        TrainingError: the disk is full; the checkpoint that was there stays.
     """
     state = {name: value.to(torch.float16) for name, value in run.model.state_dict().items()}
     meta = {"weights": "float16"}
@@ -56,8 +57,10 @@ def write_weights(run: TrainedRun, folder: Path) -> None:
     config = replace(run.config, name=folder.name, storage="runs", init=None, data=data)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(folder / checkpoint.FOLDER, ignore_errors=True)
+        written = checkpoint.write(folder, run.step, {"model": state}, meta)
         save_config(folder, config, run.image_size)
-        checkpoint.write(folder, run.step, {"model": state}, meta)
+        for other in checkpoint.folders(folder):
+            if other != written:  # only now: a full disk must not cost the network that was there
+                shutil.rmtree(other)
     except OSError as error:
         raise UsageError(f"output={folder}: can't be written ({error.strerror or error})") from error
