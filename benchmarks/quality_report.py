@@ -115,7 +115,7 @@ def curves(results: Path, titles: dict[str, str], equal_time: str) -> None:
         highest = 0.0
         for number, (name, title) in enumerate(titles.items()):
             runs = found[dataset].get(name)
-            if not runs or name.endswith(equal_time):
+            if not runs or name not in ratios:
                 continue
             steps = [row["step"] for row in runs[0]["curve"]]
             mean = np.mean([[row["chamfer"] for row in run["curve"]] for run in runs], axis=0)

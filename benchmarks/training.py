@@ -10,16 +10,18 @@ import time
 from collections.abc import Callable, Iterator
 
 import torch
+from torch import Tensor
 
 from drwr_dist.config import TrainConfig
 from drwr_dist.data.batch import Batch
 from drwr_dist.data.stream import SampleTable, batches
 from drwr_dist.engine import layout, schedule
 from drwr_dist.engine.objective import objective
-from drwr_dist.model import AllHeads, PointNetwork, build_network
+from drwr_dist.model import AllHeads, PointNetwork, Prediction, build_network
 
 CPU = torch.device("cpu")
 After = Callable[[int, PointNetwork, float], None]  # steps done, network, CPU seconds spent on steps so far
+Judge = Callable[[Prediction, Batch, int], Tensor]  # prediction, batch, step -> the loss, in place of the objective
 
 
 def train_here(
@@ -29,6 +31,7 @@ def train_here(
     title: str,
     after: After | None = None,
     stream: Iterator[Batch] | None = None,
+    judge: Judge | None = None,
 ) -> tuple[PointNetwork, float]:
     """Train a network in this process, in float32 on the CPU.
 
@@ -39,6 +42,7 @@ def train_here(
         title: what the lines on the terminal begin with.
         after: called after every step; what it takes is not counted.
         stream: the batches of its steps; None: those that `train` would have.
+        judge: another loss than that of the configuration.
 
     Returns:
         The network, and the CPU seconds of a step: forward, loss, backward and update, without reading samples.
@@ -54,7 +58,7 @@ def train_here(
     spent = 0.0
     for step, batch in enumerate(stream):
         began = time.process_time()
-        total = train_step(config, network, optimizer, batch.to(CPU, torch.float32), step)
+        total = train_step(config, network, optimizer, batch.to(CPU, torch.float32), step, judge)
         spent += time.process_time() - began
         if (step + 1) % 100 == 0:
             print(f"{title} {step + 1}/{config.steps}: loss {total:.4f}, {spent / (step + 1):.3f} CPU s", flush=True)
@@ -64,17 +68,27 @@ def train_here(
 
 
 def train_step(
-    config: TrainConfig, network: AllHeads, optimizer: torch.optim.Optimizer, batch: Batch, step: int
+    config: TrainConfig,
+    network: AllHeads,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    step: int,
+    judge: Judge | None = None,
 ) -> float:
     """Make one optimizer step; return the loss before it."""
-    loss_config = schedule.loss_at(config.loss, step, config.steps)
     optimizer.zero_grad(set_to_none=True)
     prediction = network(batch.images, batch.view_images)
-    progress = step / max(1, config.steps)
-    loss = objective(prediction, batch, loss_config, config.pose, config.seed, step, progress)
-    loss.total.backward()
+    total = judge(prediction, batch, step) if judge else loss_of(config, prediction, batch, step)
+    total.backward()
     torch.nn.utils.clip_grad_norm_(network.parameters(), config.optimizer.gradient_clip or float("inf"))
     for group in optimizer.param_groups:
         group["lr"] = schedule.learning_rate(config.optimizer, step, config.steps)
     optimizer.step()
-    return float(loss.total.detach())
+    return float(total.detach())
+
+
+def loss_of(config: TrainConfig, prediction: Prediction, batch: Batch, step: int) -> Tensor:
+    """Evaluate the loss of the configuration, as `train` does."""
+    loss_config = schedule.loss_at(config.loss, step, config.steps)
+    progress = step / max(1, config.steps)
+    return objective(prediction, batch, loss_config, config.pose, config.seed, step, progress).total

@@ -48,7 +48,7 @@ class EvaluateOptions:
     """Measure a trained run on a split; writes result.json, result.txt, report.html and predictions/ into it."""
 
     run: str | None = None  # folder of the run: <storage>/<name>
-    runs: str | None = None  # instead of run: several, separated by commas, to compare on the same objects
+    runs: str | None = None  # instead of run: several to compare on the same objects, a,b,…; pretrained may be one
     output: str = "comparison"  # of runs=…: folder for comparison.json, .txt and .svg
     data: str | None = None  # folder or URL of the dataset; none: the one the run was trained on
     split: str | None = None  # train | val | test; none: test, or with shards=… those that the shards belong to
@@ -213,7 +213,7 @@ def compare_runs(options: EvaluateOptions, console: Console) -> int:
         raise UsageError(f"runs={options.runs}: give at least two different runs, separated by commas")
     short = [name.rstrip("/").rsplit("/", 1)[-1] for name in names]
     labels = short if len(set(short)) == len(names) else names
-    runs = [load_run(name, options.checkpoint) for name in names]  # one that is not there is told before the work
+    runs = [load_run(located(name), options.checkpoint) for name in names]  # told before the work
     blocks, split = {}, chosen(options)[0] or str(options.shards)
     for label, run in zip(labels, runs, strict=True):
         blocks[label] = (known_block(run, options) or measure_anew(run, options, console))["objects"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,19 @@ def test_the_package_predicts_at_once(tmp_path: Path) -> None:
 def test_its_results_are_not_written_into_the_package(tmp_path: Path) -> None:
     done = drwr("evaluate", "run=pretrained", f"data={REPOSITORY / 'shards/demo'}")
     assert done.returncode == 2 and "copy this one first" in done.stderr
+
+
+def test_it_can_be_compared_with_ones_own(tmp_path: Path) -> None:
+    own = untrained_run(tmp_path / "mine", image_size=128)
+    selection = [f"data={REPOSITORY / 'shards/demo'}", "split=test", "categories=[car]"]
+    before = sorted(FOLDER.rglob("*"))
+    done = drwr("evaluate", f"runs={own},pretrained", *selection, f"output={tmp_path / 'comparison'}")
+    assert done.returncode == 0, done.stderr
+    table = json.loads((tmp_path / "comparison" / "comparison.json").read_text())
+    assert table["runs"] == ["mine", "pretrained"]
+    means = {run: row["mean"] for run, row in table["groups"]["all"]["metrics"]["chamfer"].items()}
+    assert means["pretrained"] < 0.8 * means["mine"]
+    assert sorted(FOLDER.rglob("*")) == before
 
 
 def test_it_is_small_and_names_its_teachers() -> None:
