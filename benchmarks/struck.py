@@ -166,7 +166,7 @@ def damage(path: Path, kind: str) -> None:
 
 
 def poison(data: Path, numbers: random.Random, after: int) -> tuple[str, int]:
-    """Give a training sample cameras so far away that nothing can hold their squares, with the checksum to match.
+    """Put the cameras of a training sample so far aside that its loss is infinite, with the checksum to match.
 
     Returns:
         The sample's key, and the step of the first epoch, `after` or later, at which a global batch of 4 has it.
@@ -181,7 +181,7 @@ def poison(data: Path, numbers: random.Random, after: int) -> tuple[str, int]:
     old = split_members(sample, key=table.keys[number])["cameras.json"]
     cameras = json.loads(old)
     for camera in cameras["world_to_camera"]:
-        camera[0][3] = camera[2][3] = 1e300
+        camera[0][3] = 1e300
     spoilt = sample.replace(old, json.dumps(cameras, separators=(",", ":")).encode().ljust(len(old)))
     assert len(spoilt) == len(sample) and spoilt != sample
     path = data / index.shards[shard].url

@@ -41,6 +41,7 @@ from drwr_dist.scores import Predictor
 
 PREDICTIONS = "predictions"
 RELEASED_PREDICTIONS = "pred"
+COMPARISON = "comparison"
 
 
 @dataclass
@@ -49,7 +50,7 @@ class EvaluateOptions:
 
     run: str | None = None  # folder of the run: <storage>/<name>
     runs: str | None = None  # instead of run: several to compare on the same objects, a,b,…; pretrained may be one
-    output: str = "comparison"  # of runs=…: folder for comparison.json, .txt and .svg
+    output: str | None = None  # folder for what is written; none: the run's own, of runs=… comparison/
     data: str | None = None  # folder or URL of the dataset; none: the one the run was trained on
     split: str | None = None  # train | val | test; none: test, or with shards=… those that the shards belong to
     checkpoint: str = "last"  # last | best | STEP: which of the run's weights; best by the validation metric
@@ -74,18 +75,31 @@ class Evaluated:
 
 
 def evaluate_run(run: TrainedRun, options: EvaluateOptions, console: Console) -> Evaluated:
-    """Evaluate one run as `options` say and write the results into its folder; errors as those of `measure_run`."""
+    """Evaluate one run as `options` say and write what was found; errors as those of `measure_run`."""
+    if run.step < run.config.steps:
+        console.print(f"weights of step {run.step} of {run.config.steps}", highlight=False)
     found = measure_run(run, options, console)
-    write_result(run.path, found.split, run.step, found.block)
+    folder = results_folder(run, options)
+    if found.split in load_result(folder).get("splits", {}) and other_data(run, options):
+        console.print(f"{folder}: results of {found.split} replaced; output=FOLDER keeps both", highlight=False)
+    write_result(folder, found.split, run.step, found.block)
     if options.report:
         run.storage.fetch(METRICS, VALIDATION)
-        write_report(run, found.split, found.table, found.block, found.predictor)
-    run.storage.publish(RESULT, RESULT_TEXT, REPORT, PREDICTIONS, RELEASED_PREDICTIONS)
+        write_report(run, folder, found.split, found.table, found.block, found.predictor)
+    if folder == run.path:
+        run.storage.publish(RESULT, RESULT_TEXT, REPORT, PREDICTIONS, RELEASED_PREDICTIONS)
     return found
 
 
+def results_folder(run: TrainedRun, options: EvaluateOptions) -> Path:
+    """Return the folder for what is written, and make it."""
+    folder = Path(options.output).absolute() if options.output else run.path
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 def measure_run(run: TrainedRun, options: EvaluateOptions, console: Console) -> Evaluated:
-    """Measure one run on the objects that `options` choose; of its folder only the predictions are written.
+    """Measure one run on the objects that `options` choose; of what is written, only the predictions.
 
     Raises:
         UsageError: the dataset doesn't fit the network, or has no such split, category or shard.
@@ -105,7 +119,9 @@ def measure_run(run: TrainedRun, options: EvaluateOptions, console: Console) -> 
     if run.config.pose.mode != "known":
         frames = predicted_frames(run, index, device)
         predictor = aligned(predictor, frames)
-    save = functools.partial(save_predictions, run.path, options) if options.predictions or options.mat else None
+    save = None
+    if options.predictions or options.mat:
+        save = functools.partial(save_predictions, results_folder(run, options), options)
     job, crew = first_job(run, index, options, frames), Crew(options.workers, "ray")
     with session(crew):
         block = measure(predictor, table, job, crew, save, f"{name}: trained", console)
@@ -113,10 +129,22 @@ def measure_run(run: TrainedRun, options: EvaluateOptions, console: Console) -> 
             block["poses"] = pose_metrics(rotations(run, table, device), frames)
         if options.references:
             block["references"] = references(run, table, job, options, name, console, device)
-    part = {"categories": list(options.categories), "shards": list(shards)}
+    part = {"data": other_data(run, options), "categories": list(options.categories), "shards": list(shards)}
     if any(part.values()):
         block["selection"] = {what: names for what, names in part.items() if names}
     return Evaluated(name, table, predictor, block)
+
+
+def other_data(run: TrainedRun, options: EvaluateOptions) -> list[str]:
+    """Return the dataset that the options ask for, where the run was trained on another one."""
+    if not options.data or absolute(options.data) == absolute(run.config.data.path):
+        return []
+    return [absolute(options.data)]
+
+
+def absolute(data: str) -> str:
+    """Return where a dataset is, from any folder."""
+    return data if is_remote(data) else os.path.abspath(data)
 
 
 def chosen(options: EvaluateOptions) -> tuple[str | None, tuple[str, ...]]:
@@ -131,7 +159,7 @@ def first_job(run: TrainedRun, index: DatasetIndex, options: EvaluateOptions, fr
     split, shards = chosen(options)
     return Job(
         subject=Subject(TRAINED, run.storage.address, str(run.step), told),
-        data=index.root if is_remote(index.root) else os.path.abspath(index.root),
+        data=absolute(index.root),
         split=split,
         categories=tuple(options.categories),
         shards=shards,
@@ -219,7 +247,7 @@ def compare_runs(options: EvaluateOptions, console: Console) -> int:
         blocks[label] = (known_block(run, options) or measure_anew(run, options, console))["objects"]
     table = compare(blocks)
     print_comparison(console, split, table)
-    for path in write_comparison(Path(options.output), split, table):
+    for path in write_comparison(Path(options.output or COMPARISON), split, table):
         console.print(f"written: {path}", soft_wrap=True, highlight=False)
     return 0
 
@@ -230,7 +258,7 @@ def known_block(run: TrainedRun, options: EvaluateOptions) -> dict[str, Any] | N
         return None
     result = load_result(run.path)
     block = result.get("splits", {}).get(chosen(options)[0]) if result.get("step") == run.step else None
-    return block if block and "shards" not in block.get("selection", {}) else None
+    return block if block and not {"data", "shards"} & set(block.get("selection", {})) else None
 
 
 def measure_anew(run: TrainedRun, options: EvaluateOptions, console: Console) -> dict[str, Any]:
@@ -254,13 +282,13 @@ def main(arguments: Sequence[str]) -> int:
     if options.run is None:
         return compare_runs(options, console)
     run = load_run(located(options.run), options.checkpoint)
-    if run.path == FOLDER:
-        copy = f"cp -r {FOLDER} runs/{NAME}"
-        raise UsageError(f"run={NAME}: results are written into the run's folder; copy this one first: {copy}")
+    if run.path == FOLDER and not options.output:
+        raise UsageError(f"run={NAME}: the package's folder is not for results; give output=FOLDER")
     found = evaluate_run(run, options, console)
     print_table(console, found.split, found.block)
+    place = options.output or run.storage.address
     for name in (RESULT, REPORT) if options.report else (RESULT,):
-        console.print(f"written: {run.storage.address}/{name}", soft_wrap=True, highlight=False)
+        console.print(f"written: {place}/{name}", soft_wrap=True, highlight=False)
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import cv2
@@ -20,6 +21,7 @@ TYPICAL_EXTENT = 0.75
 FRAMED_EXTENT = (0.45, 1.0)
 FRAMED_OFFSET = 0.15
 
+BORDER_TOLERANCE = 0.1  # grey levels by which a photographed background may differ from the one that is meant
 MAX_PIXELS = 100_000_000  # larger images are refused before they are decoded
 
 
@@ -108,8 +110,17 @@ def frame(
 
     Raises:
         DataError: an alpha channel that is empty or full.
+
+    Warns:
+        UserWarning: there is no alpha, and the picture's border is not of the background's colour.
     """
     if alpha is None:
+        if not _lies_on(image, background):
+            warnings.warn(
+                f"{name}: nothing cuts the object out (no alpha channel, no mask), and what surrounds it is not the "
+                f"background that the network knows (grey level {background:g}, 1 is white): expect a poor shape",
+                stacklevel=2,
+            )
         alpha = np.full(image.shape[:2], 255, dtype=np.uint8)
         box = _padded(alpha)
     else:
@@ -117,6 +128,12 @@ def frame(
             raise DataError(f"{name}: {reason}")
         box = _framing_box(alpha, crop)
     return composite(*_cut(image, alpha, box, size), background)
+
+
+def _lies_on(image: NDArray[np.uint8], background: float) -> bool:
+    """Say whether most of the picture's border is of the background's colour."""
+    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]]).astype(np.float32) / 255
+    return bool((np.abs(border - background).max(axis=-1) <= BORDER_TOLERANCE).mean() >= 0.5)
 
 
 def _padded(alpha: NDArray[np.uint8]) -> tuple[float, float, float]:

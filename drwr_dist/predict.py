@@ -6,8 +6,9 @@ import functools
 import glob
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from rich.console import Console
@@ -32,7 +33,7 @@ class PredictOptions:
     run: str = "pretrained"  # folder of the run: <storage>/<name>; pretrained: the network that comes with the package
     checkpoint: str = "last"  # last | best | STEP: which of the run's weights; best by the validation metric
     images: str = "???"  # an image file, a folder of images, or a glob pattern
-    masks: str | None = None  # a mask file, folder or glob, found by stem (a.png, a.mask.png, a_mask.png); none: alpha
+    masks: str | None = None  # a mask file, folder or glob; of a.jpg: a.png, a.mask.png or a_mask.png; none: alpha
     output: str = "predictions"  # folder for the point clouds
     format: str = "ply"  # ply | obj | glb | npz | csv
     crop: str = "auto"  # auto | always | never: reframe the object (by its alpha) as training images are framed
@@ -58,6 +59,14 @@ class Job:
     options: PredictOptions
 
 
+@dataclass
+class Outcome:
+    """What became of an image."""
+
+    problem: str | None = None  # why it could not be used
+    warnings: list[str] = field(default_factory=list)
+
+
 def find_images(pattern: str, key: str = "images") -> list[Path]:
     """Return the image files that a path, a folder or a glob pattern names.
 
@@ -81,23 +90,41 @@ def plan(options: PredictOptions) -> tuple[list[Task], list[str]]:
     """Say which image becomes which file; and a line for each image that can't."""
     images = find_images(options.images)
     masks = find_images(options.masks, "masks") if options.masks else []
-    by_stem = {_stem_of_mask(path): path for path in masks}
+    own = {path.resolve() for path in images}
+    masks = [path for path in masks if path.resolve() not in own or is_mask_of_one(path, images)]
+    single = len(masks) == len(images) == 1
+    if len(images) > 1:  # images and masks in one folder: what is named as a mask is none of the images
+        images = [path for path in images if not is_mask_of_one(path, images)]
+    by_stem = {stem_of_mask(path): path for path in masks}
     tasks: dict[Path, Task] = {}
     problems = []
     for path in images:
         target = Path(options.output).absolute() / f"{path.stem}.{options.format}"
-        mask = masks[0] if len(masks) == len(images) == 1 else by_stem.get(path.stem)
+        mask = masks[0] if single else by_stem.get(path.stem) or by_stem.get(stem_of_image(path))
         if target in tasks:
             problems.append(f"{path}: {target} is made from {tasks[target].image} already; rename one of the images")
-        elif masks and mask is None:
+        elif options.masks and mask is None:
             problems.append(f"{path}: masks={options.masks} has none of this name ({path.stem}.png, for example)")
         else:
             tasks[target] = Task(path.absolute(), mask.absolute() if mask else None, target)
     return list(tasks.values()), problems
 
 
-def _stem_of_mask(path: Path) -> str:
+def stem_of_mask(path: Path) -> str:
+    """Return the stem of the image that a mask belongs to: a of a.mask.png."""
     return path.stem.removesuffix("_mask").removesuffix(".mask")
+
+
+def stem_of_image(path: Path) -> str:
+    """Return the stem that an image shares with its mask: a of a.image.png, as shards name them."""
+    return path.stem.removesuffix("_image").removesuffix(".image")
+
+
+def is_mask_of_one(path: Path, images: list[Path]) -> bool:
+    """Say whether a file is named as the mask of one of the images beside it: a.mask.png beside a.png."""
+    stem = stem_of_mask(path)
+    beside = (other for other in images if other != path and other.parent == path.parent)
+    return stem != path.stem and any(stem in (other.stem, stem_of_image(other)) for other in beside)
 
 
 @functools.lru_cache(maxsize=1)
@@ -106,17 +133,20 @@ def _loaded(run: str, checkpoint: str) -> ImageToPoints:
     return load(run, checkpoint)
 
 
-def predict_job(job: Job) -> list[str | None]:
-    """Predict the images of a job and write their files; return a line for each image that could not be used."""
+def predict_job(job: Job) -> list[Outcome]:
+    """Predict the images of a job and write their files; return what is to be said of each image."""
     network = _loaded(job.options.run, job.options.checkpoint)
-    outcomes: list[str | None] = [None] * len(job.tasks)
+    outcomes = [Outcome() for _ in job.tasks]
     usable, inputs = [], []
     for place, task in enumerate(job.tasks):
-        try:
-            inputs.append(network.prepare(task.image, task.mask, job.options.crop))
-            usable.append(place)
-        except DataError as error:
-            outcomes[place] = str(error)
+        with warnings.catch_warnings(record=True) as raised:
+            warnings.simplefilter("always", UserWarning)
+            try:
+                inputs.append(network.prepare(task.image, task.mask, job.options.crop))
+                usable.append(place)
+            except DataError as error:
+                outcomes[place].problem = str(error)
+        outcomes[place].warnings = [str(each.message) for each in raised if each.category is UserWarning]
     if not inputs:
         return outcomes
     for place, points in zip(usable, network.batch(inputs), strict=True):
@@ -126,15 +156,15 @@ def predict_job(job: Job) -> list[str | None]:
             if kind := turntable_format(job.options):
                 write_turntable(target.with_suffix(f".{kind}"), points, kind)
         except OSError as error:
-            outcomes[place] = f"{error.filename or target}: can't be written ({error.strerror})"
+            outcomes[place].problem = f"{error.filename or target}: can't be written ({error.strerror})"
     return outcomes
 
 
-def predict(options: PredictOptions, console: Console) -> Iterator[tuple[Task, str | None]]:
-    """Predict every image; yield each with None, or with the reason why it could not be used."""
+def predict(options: PredictOptions, console: Console) -> Iterator[tuple[Task, Outcome]]:
+    """Predict every image; yield each with what is to be said of it."""
     tasks, problems = plan(options)
     for problem in problems:
-        yield Task(Path(), None, Path()), problem
+        yield Task(Path(), None, Path()), Outcome(problem)
     if options.workers == 1:
         _loaded(options.run, options.checkpoint)  # a run that is not there is told before the progress starts
     chunks = [tuple(tasks[first : first + options.batch]) for first in range(0, len(tasks), options.batch)]
@@ -152,10 +182,12 @@ def main(arguments: Sequence[str]) -> int:
     options.run = located(options.run)
     console = terminal.console()
     failed = False
-    for task, problem in predict(options, console):
-        if problem:
+    for task, outcome in predict(options, console):
+        for warning in outcome.warnings:
+            print(f"warning: {warning}", file=sys.stderr)
+        if outcome.problem:
             failed = True
-            print(f"error: {problem}", file=sys.stderr)
+            print(f"error: {outcome.problem}", file=sys.stderr)
         else:
             console.print(f"written: {os.path.relpath(task.target)}", soft_wrap=True, highlight=False)
     return int(failed)

@@ -85,7 +85,8 @@ def load_run(run: str | os.PathLike[str], which: str = "last") -> TrainedRun:
     config, image_size = load_config(storage.folder)
     name = checkpoint.choose(storage.address, which, config.validation.metric)
     if name is None:
-        raise UsageError(f"run={storage.address}: no checkpoint yet; train it first")
+        first = min(config.checkpoint.every, config.steps)
+        raise UsageError(f"run={storage.address}: no checkpoint yet; training writes the first after step {first}")
     last = checkpoint.load_newest(storage.address) if which == "last" else None
     loaded = last or checkpoint.load(storage.address, name)
     model = untrained_model(config, image_size)

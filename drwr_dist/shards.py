@@ -28,6 +28,7 @@ from drwr_dist.sources.manifest import ManifestRow, allowed, read_manifest
 from drwr_dist.sources.mesh_folders import list_meshes, object_id
 from drwr_dist.sources.meshes import MeshJob, MeshSettings, Skipped, import_meshes
 from drwr_dist.sources.open_shapes import unpack_shapes
+from drwr_dist.sources.reframe import up_rotation
 from drwr_dist.sources.rendering import RenderSettings
 from drwr_dist.version import __version__
 
@@ -50,7 +51,7 @@ class ImportOptions:
     image_size: int = 128  # pixels a side
     focal_length: float = 1.875  # frame widths; posed: of a camera at distance 2, others fill the frame as much
     camera: str = "position"  # dpc, tfrecords: position (released quaternion path) | extrinsic (released matrix path)
-    up: str = "+z"  # posed: the axis of the source's frame that points up: +x, -x, +y, -y, +z or -z
+    up: str | None = None  # meshes (none: +y), posed (none: +z): the axis that points up: +x, -x, +y, -y, +z or -z
     distance: float = 2.0  # of the cameras from the object's centre, in bounding-box diagonals
     elevation_min: float = -20.0  # degrees
     elevation_max: float = 40.0  # degrees
@@ -145,6 +146,7 @@ def _from_meshes(options: ImportOptions, scratch: Path, progress: Advance, done:
     if options.licences and options.manifest is None:
         raise UsageError("licences=… needs manifest=FILE, which says what licence each object has")
     manifest = None if options.manifest is None else read_manifest(options.manifest)
+    rotation = None if options.up in (None, "+y") else tuple(map(tuple, up_rotation(str(options.up)).tolist()))
     jobs = []
     files, without = list_meshes(options.input, options.categories)
     for key, file in files.items():
@@ -155,7 +157,7 @@ def _from_meshes(options: ImportOptions, scratch: Path, progress: Advance, done:
         else:
             raise UsageError(f"manifest={options.manifest}: {file.folder},{file.name} is not listed")
         if allowed(row, options.licences):
-            jobs.append(MeshJob(key, file.path, row, settings, root=Path(options.input)))
+            jobs.append(MeshJob(key, file.path, row, settings, root=Path(options.input), rotation=rotation))
     if not jobs:
         raise UsageError(f"licences={options.licences}: no mesh of {options.input} has one of them")
     skipped = (Skipped(key, reason) for key, reason in without)
@@ -197,7 +199,7 @@ def _from_views(options: ImportOptions, scratch: Path, progress: Advance, done: 
         views=options.views,
         focal_length=options.focal_length,
         camera=options.camera,
-        up=options.up,
+        up=options.up or "+z",
         categories=tuple(options.categories),
         splits=options.splits,
         max_bytes=options.max_megabytes * 2**20,
@@ -225,13 +227,13 @@ _ONLY_FOR = {  # keys that mean something to some sources alone
     "camera": ("dpc", "tfrecords"),
     "depth": (*_RENDERED, "dpc"),
     "fetch": ("open_shapes",),
-    "up": ("posed",),
+    "up": ("meshes", "posed"),
 }
-_CHOICES: dict[str, tuple[str, ...]] = {
+_CHOICES: dict[str, tuple[str | None, ...]] = {
     "engine": ENGINES,
     "compression": ("auto", *COMPRESSIONS),
     "camera": ("position", "extrinsic"),
-    "up": ("+x", "-x", "+y", "-y", "+z", "-z"),
+    "up": (None, "+x", "-x", "+y", "-y", "+z", "-z"),
 }
 
 
@@ -244,7 +246,7 @@ def _check_options(options: ImportOptions) -> None:
             raise UsageError(f"{name}={value}: means nothing to source={options.source}, only to {', '.join(sources)}")
     for name, choices in _CHOICES.items():
         if getattr(options, name) not in choices:
-            raise UsageError(f"{name}={getattr(options, name)}: choose one of {', '.join(choices)}")
+            raise UsageError(f"{name}={getattr(options, name)}: choose one of {', '.join(filter(None, choices))}")
     positive = (
         "image_size",
         "focal_length",

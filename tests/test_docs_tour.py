@@ -75,7 +75,8 @@ def test_train_leaves_what_the_readme_lists(tour: Tour):
 
 
 def test_evaluate_alone_and_side_by_side(tour: Tour):
-    assert "chamfer" in tour.run(command("drwr_dist.evaluate", "run=runs/mine")).lower()
+    for which in ("split=test", "shards=test-00000*.tar"):
+        assert "chamfer" in tour.run(command("drwr_dist.evaluate", "run=runs/mine", which)).lower()
     shutil.copytree(tour.folder / "runs/mine", tour.folder / "runs/other", dirs_exist_ok=True)
     assert "other" in tour.run(command("drwr_dist.evaluate", "runs=runs/mine,runs/other"))
 

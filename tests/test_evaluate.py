@@ -203,3 +203,24 @@ def test_evaluate_refuses_mistakes(arguments: list[str], names: list[str]):
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     for name in names:
         assert name in done.stderr
+
+
+def test_results_of_another_dataset_say_so_and_can_go_elsewhere(runs: list[Path], toy_dataset: Path, tmp_path: Path):
+    """The run's own results stay as they are under output=…; without it the title and the file name the data."""
+    shutil.copytree(toy_dataset, tmp_path / "moved")
+    run = tmp_path / "run"
+    shutil.copytree(runs[0], run)
+    quiet = ["predictions=false", "report=false", "references=false"]
+    assert drwr("evaluate", f"run={run}", *quiet).returncode == 0
+    own = (run / "result.json").read_bytes()
+    selection = [f"data={tmp_path / 'moved'}", *quiet]
+    done = drwr("evaluate", f"run={run}", *selection, f"output={tmp_path / 'elsewhere'}", "report=true")
+    assert done.returncode == 0 and (run / "result.json").read_bytes() == own
+    assert f"weights of step 1 of {load_run(run).config.steps}" in done.stdout
+    elsewhere = load_result(tmp_path / "elsewhere")["splits"]["test"]
+    assert elsewhere["selection"] == {"data": [str(tmp_path / "moved")]}
+    assert elsewhere["objects"] == json.loads(own)["splits"]["test"]["objects"]
+    assert (tmp_path / "elsewhere" / "report.html").exists() and not (run / "report.html").exists()
+    done = drwr("evaluate", f"run={run}", *selection)
+    assert done.returncode == 0 and "replaced" in done.stdout
+    assert "moved" in (run / "result.txt").read_text()

@@ -19,6 +19,7 @@ from drwr_dist.data.stream import SampleTable
 from drwr_dist.errors import DataError, UsageError
 from drwr_dist.images import TYPICAL_EXTENT, prepare
 from drwr_dist.point_cloud import WRITERS, read_ply, write_ply
+from drwr_dist.predict import PredictOptions, plan
 from drwr_dist.run import load_run, save_config
 from drwr_dist.turntable import write_turntable
 
@@ -44,6 +45,7 @@ def test_a_render_is_taken_pixel_by_pixel(toy_dataset: Path, tmp_path: Path):
     assert np.array_equal(prepare(tmp_path / "a.png", 64, 1.0), expected)
 
 
+@pytest.mark.filterwarnings("ignore:.*nothing cuts the object out")
 @pytest.mark.parametrize("size", [(200, 200), (640, 480), (37, 91), (64, 64)])
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P"])
 def test_any_size_and_mode_becomes_the_network_input(tmp_path: Path, size: tuple[int, int], mode: str):
@@ -54,6 +56,7 @@ def test_any_size_and_mode_becomes_the_network_input(tmp_path: Path, size: tuple
     assert prepared.shape == (64, 64, 3) and prepared.dtype == np.uint8
 
 
+@pytest.mark.filterwarnings("ignore:.*nothing cuts the object out")
 def test_sixteen_bit_grey_keeps_its_levels(tmp_path: Path):
     ramp = np.linspace(0, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
     Image.fromarray(ramp).save(tmp_path / "deep.png")
@@ -113,7 +116,9 @@ def test_predict_writes_a_cloud_per_image_and_reports_the_rest(run: Path, tmp_pa
     Image.fromarray(disc(200, (100, 100), 70)).convert("RGB").save(images / "flat.jpg")
     (images / "bad.png").write_bytes(b"no")
     done = drwr("predict", f"run={run}", f"images={images}", f"output={tmp_path / 'out'}")
-    assert done.returncode == 1 and "bad.png" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 2
+    assert "error: " in done.stderr and "bad.png: not an image" in done.stderr
+    assert "warning: " in done.stderr and "flat.jpg: nothing cuts the object out" in done.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["flat.ply", "good.ply"]
     cloud = read_ply(tmp_path / "out" / "good.ply")
     assert cloud.shape == (50, 3) and np.abs(cloud).max() <= 0.5
@@ -215,6 +220,33 @@ def test_a_mask_cuts_out_as_an_alpha_does(run: Path, tmp_path: Path):
         assert turning.n_frames == 36
         frames = [np.asarray(turning.convert("L")) for place in (0, 9) if turning.seek(place) is None]
     assert all((frame < 200).any() for frame in frames) and (frames[0] != frames[1]).any()
+
+
+def test_images_and_masks_in_one_folder(tmp_path: Path):
+    """As shards name them, and as others do; an image is never its own mask."""
+    for name in ("a.image.png", "a.mask.png", "b.jpg", "b_mask.png", "c.png", "d_mask.png"):
+        Image.fromarray(disc(64, (32, 32), 20)[..., :3]).save(tmp_path / name)
+    folder = str(tmp_path)
+    tasks, problems = plan(PredictOptions(images=folder, masks=folder))
+    pairs = {task.image.name: task.mask.name for task in tasks if task.mask}
+    assert pairs == {"a.image.png": "a.mask.png", "b.jpg": "b_mask.png"} and len(tasks) == 2
+    assert len(problems) == 2 and "c.png" in problems[0] and "d_mask.png" in problems[1]
+    tasks, _ = plan(PredictOptions(images=f"{folder}/*.image.png", masks=f"{folder}/*.mask.png"))
+    assert [(task.image.name, task.mask and task.mask.name) for task in tasks] == [("a.image.png", "a.mask.png")]
+    tasks, problems = plan(PredictOptions(images=f"{folder}/c.png", masks=f"{folder}/c.png"))
+    assert not tasks and "c.png" in problems[0]
+
+
+def test_a_photograph_that_nothing_cuts_out_is_warned_of(run: Path, tmp_path: Path):
+    cut = disc(100, (50, 50), 30)
+    on_white, on_green = cut[..., :3].copy(), cut[..., :3].copy()
+    on_white[cut[..., 3] == 0] = 250
+    on_green[cut[..., 3] == 0] = (40, 160, 40)
+    for name, picture in (("white.png", on_white), ("green.png", on_green)):
+        Image.fromarray(picture).save(tmp_path / name)
+    done = drwr("predict", f"run={run}", f"images={tmp_path}", f"output={tmp_path / 'out'}")
+    assert done.returncode == 0 and len(list((tmp_path / "out").glob("*.ply"))) == 2
+    assert done.stderr.count("warning:") == 1 and "green.png" in done.stderr and "no mask" in done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -88,7 +88,7 @@ def test_the_package_predicts_at_once(tmp_path: Path) -> None:
 
 def test_its_results_are_not_written_into_the_package(tmp_path: Path) -> None:
     done = drwr("evaluate", "run=pretrained", f"data={REPOSITORY / 'shards/demo'}")
-    assert done.returncode == 2 and "copy this one first" in done.stderr
+    assert done.returncode == 2 and "output=FOLDER" in done.stderr
 
 
 def test_it_can_be_compared_with_ones_own(tmp_path: Path) -> None:

@@ -194,7 +194,7 @@ class TestDamage:
             run_import("dpc", tmp_path, tmp_path / "out")
         with pytest.raises(UsageError, match="no category 'x'; there are 02691156, 03001627"):
             run_import("dpc", root, tmp_path / "out", categories=["x"])
-        with pytest.raises(UsageError, match="up=\\+y: means nothing to source=dpc, only to posed"):
+        with pytest.raises(UsageError, match="up=\\+y: means nothing to source=dpc, only to meshes, posed"):
             run_import("dpc", root, tmp_path / "out", up="+y")
         with pytest.raises(UsageError, match="camera=matrix: choose one of position, extrinsic"):
             run_import("dpc", root, tmp_path / "out", camera="matrix")

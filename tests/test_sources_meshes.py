@@ -236,5 +236,37 @@ class TestFolders:
             list_meshes(str(tmp_path))
 
     def test_unknown_category(self, meshes: Path):
-        with pytest.raises(UsageError, match="no category folder 'stool'; there are brick, slab"):
+        with pytest.raises(UsageError, match="no category folder 'stool'; with meshes there are brick, slab"):
             list_meshes(str(meshes), ["stool"])
+
+    def test_the_folder_itself_may_be_the_category(self, meshes: Path):
+        found, _ = list_meshes(str(meshes / "brick"))
+        assert sorted(found) == sorted(f"brick/{path.stem}" for path in (meshes / "brick").iterdir())
+        assert list(list_meshes(str(meshes / "brick"), ["brick"])[0]) == list(found)
+        with pytest.raises(UsageError, match=r"no category folder 'bric'; did you mean brick\?"):
+            list_meshes(str(meshes / "brick"), ["bric"])
+
+    def test_meshes_in_the_folder_and_below_it(self, meshes: Path):
+        (meshes / "stray.ply").write_bytes(next((meshes / "slab").iterdir()).read_bytes())
+        with pytest.raises(UsageError, match=r"stray\.ply lies in it, but brick/ has meshes too"):
+            list_meshes(str(meshes))
+
+
+def test_an_axis_that_points_up(meshes: Path, tmp_path: Path):
+    """Meshes that stand along +z, imported with up=+z, are the bytes of the same meshes along +y, but for meta.json."""
+    for path in sorted(meshes.rglob("*.ply")):
+        mesh = trimesh.load(path)
+        x, y, z = np.array(mesh.vertices).T
+        mesh.vertices = np.stack((x, -z, y), axis=-1)
+        (tmp_path / "lying" / path.parent.name).mkdir(parents=True, exist_ok=True)
+        mesh.export(tmp_path / "lying" / path.relative_to(meshes))
+    build(meshes, tmp_path / "upright", name="toys", splits=None)
+    build(tmp_path / "lying", tmp_path / "turned", name="toys", up="+z")
+    upright, turned = (read_all(tmp_path / name) for name in ("upright", "turned"))
+    assert upright.keys() == turned.keys()
+    for key, (_, sample) in upright.items():
+        other = turned[key][1]
+        assert np.array_equal(sample.masks, other.masks) and np.array_equal(sample.images, other.images)
+        assert sample.points == pytest.approx(other.points, abs=1e-3)
+    with pytest.raises(UsageError, match=r"up=z: choose one of \+x, -x, \+y, -y, \+z, -z"):
+        build(meshes, tmp_path / "other", up="z")

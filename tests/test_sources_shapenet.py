@@ -126,5 +126,5 @@ def test_a_synset_and_a_folder_of_its_name(tmp_path: Path):
     write_model(tmp_path / "in/chair", "c1", 1)
     with pytest.raises(DataError, match=r"both become chair/c1; rename one"):
         list_meshes(str(tmp_path / "in"))
-    with pytest.raises(UsageError, match="no category folder 'sofa'; there are chair"):
+    with pytest.raises(UsageError, match="no category folder 'sofa'; with meshes there are chair"):
         list_meshes(str(tmp_path / "in"), ["sofa"])

@@ -29,11 +29,14 @@ THUMBNAIL = 48  # pixels
 CURVE_ROWS = 600  # points of a learning curve
 
 
-def write_report(run: TrainedRun, split: str, table: SampleTable, block: dict[str, Any], predictor: Predictor) -> Path:
-    """Write report.html of an evaluation into the run's folder and return its path.
+def write_report(
+    run: TrainedRun, folder: Path, split: str, table: SampleTable, block: dict[str, Any], predictor: Predictor
+) -> Path:
+    """Write report.html of an evaluation and return its path.
 
     Args:
         run: the evaluated run.
+        folder: where the report goes, and where result.json is.
         split: name of the evaluated split.
         table: its objects.
         block: their results.
@@ -59,7 +62,7 @@ def write_report(run: TrainedRun, split: str, table: SampleTable, block: dict[st
     content = {
         "head": head,
         "definitions": DEFINITIONS,
-        "splits": summaries(load_result(run.path), split, block),
+        "splits": summaries(load_result(folder), split, block),
         "rows": block["objects"],
         "order": by_error(block["objects"]),
         "error": error_metric(block["objects"]),
@@ -68,7 +71,7 @@ def write_report(run: TrainedRun, split: str, table: SampleTable, block: dict[st
         "curves": curves(run.path),
         "poses": block.get("poses"),
     }
-    return write_page(run.path, f"{run.config.name}: {split}", content, clouds)
+    return write_page(folder, f"{run.config.name}: {split}", content, clouds)
 
 
 def describe(

@@ -1,11 +1,12 @@
 """Finding meshes in a folder: DIR/<category>/<object>.ply|obj|off|stl|glb|gltf, or ShapeNet's layouts.
 
 An object may also lie in a folder of its own, with the files that belong to it. A folder whose name is a synset id is
-the category of that synset; DIR may also be one synset's folder.
+the category of that synset. Where the meshes lie in DIR itself, DIR is the category; DIR may be one synset's folder.
 """
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import re
 from collections.abc import Sequence
@@ -74,22 +75,28 @@ def list_meshes(folder: str, categories: Sequence[str] = ()) -> tuple[dict[str, 
     if not found:
         kinds = ", ".join(MESH_SUFFIXES)
         raise UsageError(
-            f"input={folder}: no meshes; expected {folder}/<category>/<object> with one of {kinds}, a folder "
-            "<category>/<object>/ with one mesh in it, or ShapeNetCore's "
+            f"input={folder}: no meshes; expected {folder}/<category>/<object> (or {folder}/<object>, of one category) "
+            f"with one of {kinds}, a folder <category>/<object>/ with one mesh in it, or ShapeNetCore's "
             "<synset>/<model>/model.obj or <synset>/<model>/models/model_normalized.obj"
         )
     return found, without
 
 
 def _category_folders(root: Path, categories: Sequence[str]) -> list[Path]:
-    if is_synset_folder(root):
+    folders = {path.name: path for path in _visible(root) if path.is_dir()}
+    loose = [path for path in _visible(root) if _is_mesh(path)]
+    if loose and (other := next((name for name in folders if _meshes_of(folders[name], name)[0]), None)):
+        raise UsageError(
+            f"input={root}: {loose[0].name} lies in it, but {other}/ has meshes too; put each into a category's folder"
+        )
+    if loose or is_synset_folder(root):
         folders = {root.resolve().name: root}
-    else:
-        folders = {path.name: path for path in sorted(root.iterdir()) if path.is_dir() and path.name[0] != "."}
     by_category = {SYNSETS.get(name, name): name for name in folders} | {name: name for name in folders}
     if missing := sorted(set(categories) - set(by_category)):
-        names = ", ".join(sorted({SYNSETS.get(name, name) for name in folders})) or "none"
-        raise UsageError(f"input={root}: no category folder {missing[0]!r}; there are {names}")
+        names = sorted({SYNSETS.get(name, name) for name in folders if _meshes_of(folders[name], name)[0]})
+        close = "".join(f"did you mean {name}? " for name in difflib.get_close_matches(missing[0], names, 1))
+        there = ", ".join(names) or "none"
+        raise UsageError(f"input={root}: no category folder {missing[0]!r}; {close}with meshes there are {there}")
     wanted = {by_category[name] for name in categories} or set(folders)
     return [place for name, place in folders.items() if name in wanted]
 
