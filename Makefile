@@ -13,12 +13,15 @@ help:  ## list the targets
 
 install: $(STAMP)  ## the environment in .venv (quick when nothing changed)
 
-# torch comes first and pinned, so that nothing else can pull another build of it.
+# torch comes first and pinned, so that nothing else can pull another build of it. editable_mode=compat puts this folder
+# on sys.path: other ways lose against a clone that is called drwr_dist, seen from the folder above it.
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit("drwr_dist needs Python 3.11 or newer: make PYTHON=python3.11 …") if sys.version_info < (3, 11) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(grep '^torch==' constraints.txt) -c constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	@echo "installing into $(VENV): PyTorch first, then Ray and the rest; about 3 GB on disk, a few minutes"
+	$(BIN)/python -m pip install --disable-pip-version-check $$(grep '^torch==' constraints.txt) -c constraints.txt
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]' -c constraints.txt \
+	    --config-settings editable_mode=compat
 	touch $@
 
 demo: install  ## train on the demo shards with 2 workers, evaluate, and show the shapes (under 8 minutes on 2 cores)

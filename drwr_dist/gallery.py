@@ -17,6 +17,7 @@ from drwr_dist.point_cloud import read_ply
 
 GALLERY = "gallery.png"
 TILE = 192  # pixels a side of each picture
+TITLES = ("input", "prediction", "ground truth", "prediction, side", "ground truth, side")
 LABEL = 18  # pixels of the line above each row
 # A second look at the same points, from a fixed camera: front, left, above.
 SIDE_VIEW = world_to_camera_from_angles(torch.tensor(np.deg2rad(40.0)), torch.tensor(np.deg2rad(25.0))).to(
@@ -57,7 +58,8 @@ def write_gallery(run: Path, predictions: Path, table: SampleTable, block: dict[
         rows: how many objects at most.
     """
     keys = _typical(block["objects"], rows)
-    titles = ("input", "prediction", "ground truth", "prediction, side", "ground truth, side")
+    pictures = [_tiles(key, predictions, table) for key in keys]
+    titles = [title for title in TITLES if any(title in tiles for tiles in pictures)]
     sheet = Image.new("RGB", (TILE * len(titles), (TILE + LABEL) * len(keys) + LABEL), "white")
     pen = ImageDraw.Draw(sheet)
     for column, title in enumerate(titles):
@@ -65,8 +67,8 @@ def write_gallery(run: Path, predictions: Path, table: SampleTable, block: dict[
     for row, key in enumerate(keys):
         top = LABEL + row * (TILE + LABEL)
         pen.text((6, top + 3), _label(key, block["objects"][key]), fill="black")
-        for column, tile in enumerate(_tiles(key, predictions, table)):
-            sheet.paste(Image.fromarray(tile), (column * TILE, top + LABEL))
+        for title, tile in pictures[row].items():
+            sheet.paste(Image.fromarray(tile), (titles.index(title) * TILE, top + LABEL))
     path = run / GALLERY
     partial = path.with_name(f".{path.name}")
     sheet.save(partial, format="PNG")
@@ -91,13 +93,13 @@ def _typical(objects: dict[str, dict[str, float]], rows: int) -> list[str]:
     return chosen[:rows]
 
 
-def _tiles(key: str, predictions: Path, table: SampleTable) -> list[NDArray[np.uint8]]:
+def _tiles(key: str, predictions: Path, table: SampleTable) -> dict[str, NDArray[np.uint8]]:
+    """Return an object's pictures by their titles; what isn't known has none."""
     sample = table.read(table.keys.index(key), with_points=True)
     image = Image.fromarray(composite(sample.images[0], sample.masks[0], 1.0)).resize((TILE, TILE))
-    predicted = read_ply(predictions / f"{key}.00.ply")
     camera = torch.from_numpy(sample.world_to_camera[0])
-    blank = np.full((TILE, TILE, 3), 255, dtype=np.uint8)
-    truth, side = blank, blank
-    if sample.points is not None:
-        truth, side = draw_points(sample.points, camera), draw_points(sample.points, SIDE_VIEW)
-    return [np.asarray(image), draw_points(predicted, camera), truth, draw_points(predicted, SIDE_VIEW), side]
+    tiles = {"input": np.asarray(image)}
+    for name, cloud in (("prediction", read_ply(predictions / f"{key}.00.ply")), ("ground truth", sample.points)):
+        if cloud is not None:
+            tiles |= {name: draw_points(cloud, camera), f"{name}, side": draw_points(cloud, SIDE_VIEW)}
+    return tiles

@@ -84,28 +84,38 @@ def write_result(run: Path, split: str, step: int, block: dict[str, Any]) -> Non
 
 
 def released_lines(result: dict[str, Any]) -> str:
-    """Return the scores in the released format `STEP: SCORE`, a run of one category each, and what they are."""
-    lines = ["as the released code writes them, STEP: SCORE, with SCORE = chamfer_best_view:"]
-    for split, block in result["splits"].items():
-        for name, row in [*block["categories"].items(), ("all", block["overall"])]:
-            if "chamfer_best_view" in row:
-                lines.append(f"{split} {name} {result['step']}: {row['chamfer_best_view']}")
-    return "\n".join(lines) + "\n"
+    """Return the scores in the released format `STEP: SCORE`, and what they are; nothing where there is no Chamfer."""
+    lines = [
+        f"{split} {name} {result['step']}: {row['chamfer_best_view']}"
+        for split, block in result["splits"].items()
+        for name, row in _rows(block)
+        if "chamfer_best_view" in row
+    ]
+    head = "chamfer_best_view in the released code's own format, STEP: SCORE:"
+    return "\n".join([head, *lines]) + "\n" if lines else ""
 
 
 def print_table(console: Console, split: str, block: dict[str, Any]) -> None:
     """Print one split's table: per category, Chamfer × 100 of the references and the trained network, and more."""
-    table = Table(
-        box=SIMPLE,
-        padding=(0, 1, 0, 0),
-        title=f"{split}{selected(block)}: Chamfer × 100, mean over {block['views']} input views (best: the best one)",
-    )
-    for name in ("category", "n", "untrained", "mean shape", "trained"):
-        table.add_column(name, justify="left" if name == "category" else "right", no_wrap=True)
+    table = _table_of_chamfer(split, block) if "chamfer" in block["overall"] else _table_of_silhouettes(split, block)
+    console.print(table)
+    if "poses" in block:
+        poses = block["poses"]
+        console.print(
+            f"predicted cameras: median rotation error {poses['rotation_error_median']:.1f}°, "
+            f"{poses['accuracy_30']:.0%} within 30° ({poses['views']} views; aligned per category)",
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def _table_of_chamfer(split: str, block: dict[str, Any]) -> Table:
+    what = f"Chamfer × 100, mean over {block['views']} input views (best: the best one)"
+    table = _empty_table(f"{split}{selected(block)}: {what}", ("untrained", "mean shape", "trained"))
     solid = ("voxel IoU",) if "voxel_iou" in block["overall"] else ()
     for name in ("best", "F@1%", "F@2%", "IoU", *solid):
         table.add_column(name, justify="right", style="dim", no_wrap=True)
-    for name, row in [*block["categories"].items(), ("all", block["overall"])]:
+    for name, row in _rows(block):
         table.add_row(
             name,
             str(row["objects"]),
@@ -118,15 +128,28 @@ def print_table(console: Console, split: str, block: dict[str, Any]) -> None:
             _number(row, "silhouette_iou", 3),
             *(_number(row, "voxel_iou", 3) for _ in solid),
         )
-    console.print(table)
-    if "poses" in block:
-        poses = block["poses"]
-        console.print(
-            f"predicted cameras: median rotation error {poses['rotation_error_median']:.1f}°, "
-            f"{poses['accuracy_30']:.0%} within 30° ({poses['views']} views; aligned per category)",
-            highlight=False,
-            soft_wrap=True,
-        )
+    return table
+
+
+def _table_of_silhouettes(split: str, block: dict[str, Any]) -> Table:
+    """Return what there is to say without ground truth."""
+    what = f"silhouette IoU in the other views, mean over {block['views']} input views (no ground truth)"
+    table = _empty_table(f"{split}{selected(block)}: {what}", ("untrained", "trained"))
+    for name, row in _rows(block):
+        untrained = _reference(block, "untrained", name, "silhouette_iou", 3)
+        table.add_row(name, str(row["objects"]), untrained, _number(row, "silhouette_iou", 3))
+    return table
+
+
+def _empty_table(title: str, columns: tuple[str, ...]) -> Table:
+    table = Table(box=SIMPLE, padding=(0, 1, 0, 0), title=title)
+    for name in ("category", "n", *columns):
+        table.add_column(name, justify="left" if name == "category" else "right", no_wrap=True)
+    return table
+
+
+def _rows(block: dict[str, Any]) -> list[tuple[str, dict[str, float]]]:
+    return [*block["categories"].items(), ("all", block["overall"])]
 
 
 def selected(block: dict[str, Any]) -> str:
@@ -135,11 +158,11 @@ def selected(block: dict[str, Any]) -> str:
     return f" ({'; '.join(parts)})" if parts else ""
 
 
-def _reference(block: dict[str, Any], reference: str, category: str) -> str:
+def _reference(block: dict[str, Any], reference: str, category: str, metric: str = "chamfer", digits: int = 2) -> str:
     found = block.get("references", {}).get(reference)
     if not found:
         return "-"
-    return _number(found["categories"].get(category, found["overall"]), "chamfer")
+    return _number(found["categories"].get(category, found["overall"]), metric, digits)
 
 
 def _number(row: dict[str, Any], name: str, digits: int = 2) -> str:

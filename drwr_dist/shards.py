@@ -14,7 +14,7 @@ from drwr_dist import terminal
 from drwr_dist.cli import load_options, run_verb
 from drwr_dist.counting import Advance, counting
 from drwr_dist.data.index import DatasetIndex, load_index
-from drwr_dist.data.inspection import print_summary, write_page, write_sheet
+from drwr_dist.data.inspection import listing, print_summary, write_page, write_sheet
 from drwr_dist.data.journal import input_fingerprint
 from drwr_dist.data.png import MAX_SIDE
 from drwr_dist.data.sample import COMPRESSIONS
@@ -26,7 +26,7 @@ from drwr_dist.sources.finishing import ViewSettings
 from drwr_dist.sources.loading import MeshLimits
 from drwr_dist.sources.manifest import ManifestRow, allowed, read_manifest
 from drwr_dist.sources.mesh_folders import list_meshes, object_id
-from drwr_dist.sources.meshes import MeshJob, MeshSettings, Skipped, import_meshes
+from drwr_dist.sources.meshes import MeshJob, MeshSettings, Remark, Skipped, import_meshes
 from drwr_dist.sources.open_shapes import unpack_shapes
 from drwr_dist.sources.reframe import up_rotation
 from drwr_dist.sources.rendering import RenderSettings
@@ -52,6 +52,7 @@ class ImportOptions:
     focal_length: float = 1.875  # frame widths; posed: of a camera at distance 2, others fill the frame as much
     camera: str = "position"  # dpc, tfrecords: position (released quaternion path) | extrinsic (released matrix path)
     up: str | None = None  # meshes (none: +y), posed (none: +z): the axis that points up: +x, -x, +y, -y, +z or -z
+    axes: str = "opengl"  # posed: of the cameras in transforms.json: opengl (NeRF's, y up) | opencv (y down)
     distance: float = 2.0  # of the cameras from the object's centre, in bounding-box diagonals
     elevation_min: float = -20.0  # degrees
     elevation_max: float = 40.0  # degrees
@@ -86,9 +87,10 @@ class InspectOptions:
     sheet: str | None = None  # PNG to write: the first views of some objects
     page: str | None = None  # HTML to write: views and turnable ground truth of some objects; needs no network
     rows: int = 16  # objects on the sheet and the page, at most, spread over the dataset
+    list: bool = False  # print each object with the split that it is in
 
 
-Found = Iterator[EncodedSample | Skipped]
+Found = Iterator[EncodedSample | Skipped | Remark]
 Done = frozenset[str]  # keys that an interrupted import has in finished shards
 _RENDERED_VIEWS = 8  # per mesh, where `views` is not given
 
@@ -98,18 +100,19 @@ def import_dataset(options: ImportOptions, console: Console) -> DatasetIndex:
     if options.source not in _SOURCES:
         raise UsageError(f"source={options.source}: unknown; there are {', '.join(_SOURCES)}")
     _check_options(options)
-    skipped: list[Skipped] = []
+    skipped: list[Skipped | Remark] = []
     try:
         index = _run_import(options, console, skipped)
     except OSError as error:  # a full disk, a folder that may not be written
         raise DataError(f"import to {options.output} failed: {error}") from error
     finally:
-        for skip in skipped:
-            console.print(f"skipped {skip.key}: {skip.reason}", markup=False, highlight=False, soft_wrap=True)
+        for each in skipped:
+            line = f"note: {each.text}" if isinstance(each, Remark) else f"skipped {each.key}: {each.reason}"
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
     return index
 
 
-def _run_import(options: ImportOptions, console: Console, skipped: list[Skipped]) -> DatasetIndex:
+def _run_import(options: ImportOptions, console: Console, skipped: list[Skipped | Remark]) -> DatasetIndex:
     """Convert and write; what was left out is added to `skipped`."""
     journal = open_journal(options.output, _fingerprint(options), options.overwrite)
     if journal.shards:
@@ -200,6 +203,7 @@ def _from_views(options: ImportOptions, scratch: Path, progress: Advance, done: 
         focal_length=options.focal_length,
         camera=options.camera,
         up=options.up or "+z",
+        axes=options.axes,
         categories=tuple(options.categories),
         splits=options.splits,
         max_bytes=options.max_megabytes * 2**20,
@@ -228,11 +232,13 @@ _ONLY_FOR = {  # keys that mean something to some sources alone
     "depth": (*_RENDERED, "dpc"),
     "fetch": ("open_shapes",),
     "up": ("meshes", "posed"),
+    "axes": ("posed",),
 }
 _CHOICES: dict[str, tuple[str | None, ...]] = {
     "engine": ENGINES,
     "compression": ("auto", *COMPRESSIONS),
     "camera": ("position", "extrinsic"),
+    "axes": ("opengl", "opencv"),
     "up": (None, "+x", "-x", "+y", "-y", "+z", "-z"),
 }
 
@@ -298,9 +304,9 @@ def _crew(options: ImportOptions) -> Crew:
     return Crew(options.workers, options.engine, (("input", options.input),))
 
 
-def _without(found: Iterator[EncodedSample | Skipped], skipped: list[Skipped]) -> Iterator[EncodedSample]:
+def _without(found: Found, skipped: list[Skipped | Remark]) -> Iterator[EncodedSample]:
     for item in found:
-        if isinstance(item, Skipped):
+        if isinstance(item, (Skipped, Remark)):
             skipped.append(item)
         else:
             yield item
@@ -317,6 +323,8 @@ def _inspect(arguments: Sequence[str]) -> int:
     options = load_options(InspectOptions, arguments, verb="shards inspect", with_file=False)
     index = load_index(options.data)
     print_summary(index, terminal.console())
+    if options.list:
+        print(listing(index))
     if options.sheet:
         write_sheet(index, options.sheet, options.rows)
     if options.page:

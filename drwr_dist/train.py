@@ -21,7 +21,7 @@ from drwr_dist.data.stream import SampleTable, check_views
 from drwr_dist.engine import driver
 from drwr_dist.engine.initial_weights import TF_PREFIX, initial_weights
 from drwr_dist.engine.validation import SPLIT
-from drwr_dist.errors import TrainingError, UsageError, refusals_of
+from drwr_dist.errors import DataError, TrainingError, UsageError, refusals_of
 from drwr_dist.evaluate import PREDICTIONS, EvaluateOptions, evaluate_run
 from drwr_dist.gallery import GALLERY, write_gallery
 from drwr_dist.lease import sole_owner
@@ -34,6 +34,7 @@ from drwr_dist.storage import Storage
 from drwr_dist.validation import validate, workers_range
 
 INTERRUPTED = 130
+WITHOUT_3D = "silhouette_iou"  # the metric that needs no ground truth
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -139,9 +140,25 @@ def check_against_data(config: TrainConfig, index: DatasetIndex) -> SampleTable:
             f"validation.every={config.validation.every}: {index.root} has no samples in its {SPLIT} split; set "
             "validation.every=0, or import the data again with a split of that name"
         )
+    if config.validation.every and config.validation.metric != WITHOUT_3D:
+        require_ground_truth(SampleTable.select(index, SPLIT, config.data.categories), config.validation.metric)
     if config.evaluation.split:
         SampleTable.select(index, config.evaluation.split, config.data.categories)
     return table
+
+
+def require_ground_truth(table: SampleTable, metric: str) -> None:
+    """Raise UsageError where no object that validation looks at has what its metric needs."""
+    for number in range(len(table.keys)):
+        try:
+            if table.read(number, views=[0], with_points=True).points is not None:
+                return
+        except DataError:
+            return  # damaged: whether it is skipped or ends the run, the stream says
+    raise UsageError(
+        f"validation.metric={metric}: no object of the {SPLIT} split of {table.index.root} has ground truth; "
+        f"set validation.metric={WITHOUT_3D}"
+    )
 
 
 def prepare(storage: Storage, config: TrainConfig, index: DatasetIndex, console: Console) -> None:
@@ -218,7 +235,7 @@ def show(run: str, config: TrainConfig, block: dict[str, Any] | None, console: C
             lines += [f"report:       {run}/{REPORT}  (open it in a browser: shapes to turn, tables, curves)"]
         if config.evaluation.predictions:
             lines += [f"point clouds: {run}/{PREDICTIONS}/<category>/<object>.<input view>.ply"]
-            lines += [f"picture:      {run}/{GALLERY}  (input, prediction, ground truth)"]
+            lines += [f"picture:      {run}/{GALLERY}  (input, prediction and, where it is known, ground truth)"]
         console.print("\n".join(lines), highlight=False, soft_wrap=True)
     tensorboard = Path(sys.executable).with_name("tensorboard")
     command = tensorboard if tensorboard.exists() else "tensorboard"

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from toy import drwr
 
+import drwr_dist
 from drwr_dist.cli import help_text, load_options, run_verb
 from drwr_dist.config import TrainConfig, from_plain, to_plain
 from drwr_dist.errors import UsageError
@@ -124,3 +127,12 @@ def test_what_the_disk_refuses_is_one_line_and_a_mistake_of_ours_is_a_traceback(
     if foreseen:
         assert caught.value.code == 1
         assert capsys.readouterr().err == f"error: [Errno {number}] {os.strerror(number)}: '/runs/run/result.json'\n"
+
+
+def test_it_is_found_from_the_folder_above_its_clone(tmp_path: Path):
+    """There `drwr_dist` is a folder without code, and Python would rather take that than what an import hook knows."""
+    (tmp_path / "drwr_dist" / "shards").mkdir(parents=True)
+    code = "import drwr_dist.shards; print(drwr_dist.__version__)"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.strip() == drwr_dist.__version__, done.stderr

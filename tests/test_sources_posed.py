@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,8 +27,6 @@ def mug(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Scene]:
 @pytest.fixture
 def own(mug: tuple[Path, Scene], tmp_path: Path) -> Path:
     """A copy of its folder to write to; the input is its grandparent."""
-    import shutil
-
     shutil.copytree(mug[0], tmp_path / "in")
     return tmp_path / "in/mug/a"
 
@@ -313,6 +312,51 @@ class TestMasks:
             DataError, match=r"images/\d+\.png: masks and cameras contradict each other: .* covers only"
         ):
             run_import("posed", own, tmp_path / "out")
+
+    def test_photographs_without_cameras_are_not_passed_over(
+        self, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ):
+        shutil.copytree(own, own.parent / "b")
+        (own.parent / "b/transforms.json").unlink()
+        with pytest.raises(DataError, match=r"mug/b: no cameras: neither transforms\.json nor a COLMAP"):
+            run_import("posed", own.parent.parent, tmp_path / "out")
+        run_command("posed", own.parent.parent, tmp_path / "out", "skip_bad=true")
+        assert "skipped mug/b: " in capsys.readouterr().err and list(read_all(tmp_path / "out")) == ["mug/a"]
+
+    def test_cameras_with_the_other_axes(self, own: Path, mug: tuple[Path, Scene], tmp_path: Path):
+        def to_opencv(content: dict) -> None:
+            for frame in content["frames"]:
+                matrix = np.array(frame["transform_matrix"]) @ np.diag([1, -1, -1, 1])
+                frame["transform_matrix"] = matrix.tolist()
+
+        run_import("posed", own, tmp_path / "opengl")
+        change(own, to_opencv)
+        with pytest.raises(DataError, match=r"contradict each other.*With the other axes they agree: axes=opencv"):
+            run_import("posed", own, tmp_path / "out")
+        run_import("posed", own, tmp_path / "out", axes="opencv", name="opengl")
+        found, expected = (read_all(tmp_path / name)["object/a"][1] for name in ("out", "opengl"))
+        assert np.array_equal(found.masks, expected.masks)
+        assert found.world_to_camera == pytest.approx(expected.world_to_camera)
+
+    def test_a_misspelt_focal_length(self, own: Path, tmp_path: Path):
+        def misspell(content: dict) -> None:
+            for name in ("fl_x", "fl_y", "w", "h"):
+                content.pop(name)
+            content["camera_angel_x"] = 0.7
+
+        change(own, misspell)
+        with pytest.raises(DataError, match=r"neither camera_angle_x nor fl_x is given \(is camera_angel_x meant"):
+            run_import("posed", own, tmp_path / "out")
+
+    def test_photographs_that_were_taken_with_another_axis_up(
+        self, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ):
+        """Cameras of the scenes have +z up, roughly: another axis is remarked upon, the right one is not."""
+        run_command("posed", own, tmp_path / "right", "up=+z")
+        assert "note:" not in capsys.readouterr().err
+        for wrong in ("+y", "-z"):
+            run_command("posed", own, tmp_path / "wrong", f"up={wrong}", "overwrite=true")
+            assert f"note: the photographs were taken with +z up, and up={wrong}" in capsys.readouterr().err
 
     def test_image_bombs(self, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr("drwr_dist.sources.pictures.MAX_PIXELS", 1000)

@@ -52,6 +52,12 @@ def facts(index: DatasetIndex) -> str:
     return "\n".join(lines)
 
 
+def listing(index: DatasetIndex) -> str:
+    """Return one line per object, `split category/object`, in the order of the keys."""
+    keys = sorted((key, split) for split in SPLITS for _, _, key in index.select(split))
+    return "\n".join(f"{split:5} {key}" for key, split in keys)
+
+
 def _spread(index: DatasetIndex, rows: int, views: int) -> Iterator[tuple[str, ObjectSample]]:
     """Read so many objects, spread evenly over the keys, with at most so many views on white: (split, sample)."""
     places = sorted((key, split, number, place) for split in SPLITS for number, place, key in index.select(split))

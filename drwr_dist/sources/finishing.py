@@ -27,6 +27,7 @@ class ViewSettings:
     focal_length: float = 1.875  # frame widths
     camera: str = "position"  # dpc, tfrecords: position (the released quaternion path) | extrinsic (the matrix path)
     up: str = "+z"  # posed: the source's axis that points up
+    axes: str = "opengl"  # posed: of the cameras in transforms.json: opengl | opencv
     categories: tuple[str, ...] = ()  # only these; none: all
     splits: str | None = None  # JSON or CSV key → split, or a folder with lists; None: the source's own
     max_bytes: int = 256 * 2**20  # tfrecords: of each record

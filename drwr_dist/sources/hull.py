@@ -150,7 +150,10 @@ def _outer_bounds(silhouettes: Sequence[Silhouette]) -> tuple[NDArray[np.float64
             if found.status == 3:
                 raise DataError("the views don't bound the object: they look from too few sides")
             if found.status != 0 or found.x is None:
-                raise DataError("masks and cameras contradict each other: no place is inside all silhouettes")
+                raise DataError(
+                    "masks and cameras contradict each other: no place is inside all silhouettes; check the cameras' "
+                    "order and axes, and the masks"
+                )
             corners[end, axis] = found.x[axis]
     low, high = corners * unit + middle
     if not (high - low).max() > 0:

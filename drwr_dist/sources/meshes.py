@@ -66,6 +66,13 @@ class Skipped:
     reason: str
 
 
+@dataclass(frozen=True)
+class Remark:
+    """What a source found odd, though it could go on."""
+
+    text: str
+
+
 Progress = Callable[[str, int], None]  # (what was done, how many are to be done)
 
 

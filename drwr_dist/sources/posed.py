@@ -9,7 +9,7 @@ second turns each camera towards its centre and takes the picture that the turne
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -31,14 +31,16 @@ from drwr_dist.sources.finishing import (
     wanted_categories,
 )
 from drwr_dist.sources.geometry import Similarity
-from drwr_dist.sources.hull import Silhouette, explained, silhouette, visual_hull
+from drwr_dist.sources.hull import Hull, Silhouette, explained, silhouette, visual_hull
 from drwr_dist.sources.mesh_folders import object_id
-from drwr_dist.sources.meshes import Progress, Skipped
+from drwr_dist.sources.meshes import Progress, Remark, Skipped
 from drwr_dist.sources.pictures import read_mask, read_picture
 from drwr_dist.sources.posed_view import PosedView, check_masks
 from drwr_dist.sources.reframe import to_unit_box, turn_to_centre, warp
-from drwr_dist.sources.transforms import read_transforms, transform_files
+from drwr_dist.sources.transforms import OPENGL_TO_OPENCV, read_transforms, transform_files
 
+_PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+UPRIGHT = 0.5  # length of the mean of the pictures' up directions from which it says something
 EXPLAINED = 0.8  # of every silhouette must be covered by the hull, or a camera is wrong
 NO_CATEGORY = "object"  # of objects that lie in no category's folder
 _NO_MASK = (
@@ -67,12 +69,13 @@ class Survey:
     usable: tuple[int, ...]  # numbers of the views that show the whole object
     low: tuple[float, ...]  # corners of the box, in the source's frame
     high: tuple[float, ...]
+    up: tuple[float, ...]  # mean direction in the source's frame of what is up in the pictures, not of length 1
     skipped: tuple[Skipped, ...] = ()  # views that can't be used
 
 
 def import_posed(
     folder: str, settings: ViewSettings, progress: Progress, done: frozenset[str] = frozenset()
-) -> Iterator[EncodedSample | Skipped]:
+) -> Iterator[EncodedSample | Skipped | Remark]:
     """Convert the objects of a folder; yields samples of train, then val, then test, and what was skipped.
 
     What is in `done` is left out.
@@ -90,6 +93,8 @@ def import_posed(
             continue
         yield from found.skipped
         usable[item.key] = replace(item, survey=found)
+    if usable and (remark := up_remark([each.survey for each in usable.values() if each.survey], settings.up)):
+        yield remark
     splits = choose_splits(list(usable), settings)
     jobs = [replace(usable[key], split=splits[key]) for key in in_order(splits, settings.seed)]
     jobs = [job for job in jobs if job.key not in done]
@@ -113,7 +118,7 @@ def list_objects(root: Path, settings: ViewSettings) -> list[PosedObject]:
         if key in found:
             raise DataError(f"{folder} and {found[key]} both become {key}; rename one of them")
         found[key] = folder
-    if not found:
+    if not any(map(_is_object, found.values())):
         raise UsageError(
             f"input={root}: no object; expected {root}/<category>/<object>/ with transforms.json or cameras.txt and "
             "images.txt in it"
@@ -127,14 +132,19 @@ def list_objects(root: Path, settings: ViewSettings) -> list[PosedObject]:
 
 
 def _object_folders(root: Path) -> Iterator[tuple[str, Path]]:
+    """Yield (category, folder) of the objects, and of folders with photographs beside them that lack cameras."""
     if _is_object(root):
         yield NO_CATEGORY, root
         return
     for folder in _folders(root):
         if _is_object(folder):
             yield NO_CATEGORY, folder
-        else:
-            yield from ((folder.name, inner) for inner in _folders(folder) if _is_object(inner))
+            continue
+        inner = _folders(folder)
+        if any(map(_is_object, inner)):
+            yield from ((folder.name, each) for each in inner if _is_object(each) or _has_pictures(each))
+        elif _has_pictures(folder):
+            yield NO_CATEGORY, folder
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -145,14 +155,19 @@ def _is_object(folder: Path) -> bool:
     return bool(transform_files(folder)) or colmap_folder(folder) is not None
 
 
+def _has_pictures(folder: Path) -> bool:
+    images = folder / "images"
+    return any(path.suffix.lower() in _PICTURES for path in (images if images.is_dir() else folder).iterdir())
+
+
 def read_views(item: PosedObject) -> list[PosedView]:
     """Read the cameras of an object; `transforms.json` wins over a COLMAP model."""
     if transform_files(item.folder):
-        views = read_transforms(item.root, item.folder)
+        views = read_transforms(item.root, item.folder, item.settings.axes)
     else:
         model = colmap_folder(item.folder)
         if model is None:
-            raise DataError(f"{item.folder}: neither transforms.json nor a COLMAP model is there any more")
+            raise DataError(f"{item.folder}: no cameras: neither transforms.json nor a COLMAP text model is in it")
         views = read_colmap(item.root, item.folder, model)
     check_masks(views)
     return views
@@ -188,16 +203,53 @@ def _survey(item: PosedObject) -> Survey:
     if not silhouettes:
         raise DataError(f"{item.folder}: no view shows the whole object")
     try:
+        hull = _hull(silhouettes, item.folder, [views[number].image for number in usable])
+    except DataError as error:
+        raise DataError(f"{error}{_other_axes(silhouettes, item.settings.axes)}") from error
+    up = np.mean([-view.world_to_camera[1, :3] for view in silhouettes], axis=0)
+    return Survey(
+        tuple(usable), tuple(hull.low.tolist()), tuple(hull.high.tolist()), tuple(up.tolist()), tuple(skipped)
+    )
+
+
+def _hull(silhouettes: list[Silhouette], folder: Path, images: list[Path]) -> Hull:
+    """Return the visual hull; raises DataError where silhouettes and cameras contradict each other."""
+    try:
         hull = visual_hull(silhouettes)
     except DataError as error:
-        raise DataError(f"{item.folder}: {error}") from error
-    for number, mask in zip(usable, silhouettes, strict=True):
+        raise DataError(f"{folder}: {error}") from error
+    for image, mask in zip(images, silhouettes, strict=True):
         if (share := explained(hull, mask)) < EXPLAINED:
             raise DataError(
-                f"{views[number].image}: masks and cameras contradict each other: what all the silhouettes leave "
+                f"{image}: masks and cameras contradict each other: what all the silhouettes leave "
                 f"covers only {share:.0%} of this one; check the cameras' order and axes, and the masks"
             )
-    return Survey(tuple(usable), tuple(hull.low.tolist()), tuple(hull.high.tolist()), tuple(skipped))
+    return hull
+
+
+def _other_axes(silhouettes: list[Silhouette], axes: str) -> str:
+    """Return a hint where all would be well if the cameras' axes were the other ones that tools write."""
+    other = [replace(each, world_to_camera=OPENGL_TO_OPENCV @ each.world_to_camera) for each in silhouettes]
+    try:
+        _hull(other, Path(), [Path()] * len(other))
+    except DataError:
+        return ""
+    wanted = "opengl" if axes == "opencv" else "opencv"
+    return f". With the other axes they agree: axes={wanted}"
+
+
+def up_remark(surveys: Sequence[Survey], up: str) -> Remark | None:
+    """Return a remark where the photographs were plainly taken with another axis up than the import assumes."""
+    mean = np.mean([survey.up for survey in surveys], axis=0)
+    axis = int(np.abs(mean).argmax())
+    found = f"{'+' if mean[axis] > 0 else '-'}{'xyz'[axis]}"
+    assumed = float(mean["xyz".index(up[1])]) * (1 if up[0] == "+" else -1)
+    if abs(mean[axis]) < UPRIGHT or assumed > UPRIGHT / 2:
+        return None
+    return Remark(
+        f"the photographs were taken with {found} up, and up={up} lays the objects on their side: add up={found}, "
+        "unless the cameras were held so"
+    )
 
 
 def read_alpha(view: PosedView) -> NDArray[np.uint8]:

@@ -7,6 +7,7 @@ backwards), optional `mask_path`. Intrinsics stand at the top or in the frame, w
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ _PARTS = tuple(f"transforms_{split}.json" for split in ("train", "val", "test"))
 _MAX_BYTES = 256 * 2**20
 _HUGE = 1e12  # more than any intrinsic is; NaN is not below it
 _MODELS = ("", "PINHOLE", "SIMPLE_PINHOLE", "OPENCV", "SIMPLE_RADIAL", "RADIAL", "PERSPECTIVE")
-_OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
+OPENGL_TO_OPENCV = np.diag([1.0, -1.0, -1.0, 1.0])
 
 
 def transform_files(folder: Path) -> list[Path]:
@@ -34,20 +35,21 @@ def transform_files(folder: Path) -> list[Path]:
     return [path for name in _PARTS if (path := folder / name).is_file()]
 
 
-def read_transforms(root: Path, folder: Path) -> list[PosedView]:
+def read_transforms(root: Path, folder: Path, axes: str = "opengl") -> list[PosedView]:
     """Read all views of an object, in the order of its frames.
 
     Args:
         root: the input folder; no path may lead out of it.
         folder: of the object.
+        axes: of the cameras: opengl, as NeRF tools write them, or opencv (x right, y down, z forward).
 
     Raises:
         DataError: names the file and the frame: not such a file, a number missing, an image that isn't there.
     """
-    return [view for path in transform_files(folder) for view in _read_file(root, path)]
+    return [view for path in transform_files(folder) for view in _read_file(root, path, axes)]
 
 
-def _read_file(root: Path, path: Path) -> list[PosedView]:
+def _read_file(root: Path, path: Path, axes: str) -> list[PosedView]:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise DataError(f"{path}: more than {_MAX_BYTES} bytes")
@@ -62,13 +64,13 @@ def _read_file(root: Path, path: Path) -> list[PosedView]:
         if not isinstance(frame, dict) or not isinstance(frame.get("file_path"), str):
             raise DataError(f"{where}: no file_path")
         try:
-            views.append(_view(root, path.parent, {**content, **frame}))
+            views.append(_view(root, path.parent, {**content, **frame}, axes))
         except DataError as error:
             raise DataError(f"{where}: {error}") from error
     return views
 
 
-def _view(root: Path, folder: Path, frame: Mapping[str, Any]) -> PosedView:
+def _view(root: Path, folder: Path, frame: Mapping[str, Any], axes: str) -> PosedView:
     image = find_image(root, folder, frame["file_path"])
     mask = frame.get("mask_path")
     if mask is not None and not isinstance(mask, str):
@@ -79,17 +81,19 @@ def _view(root: Path, folder: Path, frame: Mapping[str, Any]) -> PosedView:
         image=image,
         mask=find_mask(root, folder, image) if mask is None else inside(root, folder, mask),
         lens=lens,
-        world_to_camera=_camera(frame),
+        world_to_camera=_camera(frame, axes),
         field_of_view=angle,
     )
 
 
-def _camera(frame: Mapping[str, Any]) -> NDArray[np.float64]:
+def _camera(frame: Mapping[str, Any], axes: str) -> NDArray[np.float64]:
     try:
         matrix = np.array(frame["transform_matrix"], dtype=np.float64)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError("transform_matrix must be [4, 4] numbers") from error
-    camera_to_world = rigid(matrix, "transform_matrix") @ _OPENGL_TO_OPENCV
+    camera_to_world = rigid(matrix, "transform_matrix")
+    if axes == "opengl":
+        camera_to_world = camera_to_world @ OPENGL_TO_OPENCV
     result = np.eye(4)
     result[:3, :3] = camera_to_world[:3, :3].T
     result[:3, 3] = -camera_to_world[:3, :3].T @ camera_to_world[:3, 3]
@@ -104,6 +108,10 @@ def _lens(frame: Mapping[str, Any]) -> tuple[Lens | None, float]:
     angle_x, angle_y = _number(frame, "camera_angle_x", 0.0), _number(frame, "camera_angle_y", 0.0)
     if not (0 <= angle_x < math.pi and 0 <= angle_y < math.pi):
         raise DataError("camera_angle_x and camera_angle_y are radians between 0 and π")
+    if "fl_x" not in frame and not angle_x:
+        near = difflib.get_close_matches("camera_angle_x", [name for name in frame if name != "camera_angle_y"], 1)
+        hint = f" (is {near[0]} meant to be it?)" if near else ""
+        raise DataError(f"no focal length: neither camera_angle_x nor fl_x is given{hint}")
     if "w" not in frame or "h" not in frame:
         if "fl_x" in frame or not angle_x or angle_y:
             raise DataError("w and h (pixels) are needed with fl_x, or camera_angle_x alone")
@@ -111,12 +119,7 @@ def _lens(frame: Mapping[str, Any]) -> tuple[Lens | None, float]:
     width, height = _number(frame, "w"), _number(frame, "h")
     if width != int(width) or height != int(height):
         raise DataError("w and h must be whole numbers of pixels")
-    if "fl_x" in frame:
-        fx = _number(frame, "fl_x")
-    elif angle_x:
-        fx = 0.5 * width / math.tan(0.5 * angle_x)
-    else:
-        raise DataError("no focal length: fl_x or camera_angle_x is needed")
+    fx = _number(frame, "fl_x") if "fl_x" in frame else 0.5 * width / math.tan(0.5 * angle_x)
     fy = _number(frame, "fl_y", 0.5 * height / math.tan(0.5 * angle_y) if angle_y else fx)
     bends = {name: _number(frame, name, 0.0) for name in ("k1", "k2", "k3", "p1", "p2")}
     centre = _number(frame, "cx", width / 2), _number(frame, "cy", height / 2)
