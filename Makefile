@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+# Puts this folder on sys.path: other ways lose against a clone that is called drwr_dist, seen from the folder above it.
+HERE   := --config-settings editable_mode=compat
 TWO    := -n 2 --dist loadfile --no-loadscope-reorder   # two test files at a time: most tests of processes wait
 
 .DEFAULT_GOAL := help
@@ -13,15 +15,13 @@ help:  ## list the targets
 
 install: $(STAMP)  ## the environment in .venv (quick when nothing changed)
 
-# torch comes first and pinned, so that nothing else can pull another build of it. editable_mode=compat puts this folder
-# on sys.path: other ways lose against a clone that is called drwr_dist, seen from the folder above it.
+# torch comes first and pinned, so that nothing else can pull another build of it.
 $(STAMP): pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit("drwr_dist needs Python 3.11 or newer: make PYTHON=python3.11 …") if sys.version_info < (3, 11) else None'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV): PyTorch first, then Ray and the rest; about 3 GB on disk, a few minutes"
 	$(BIN)/python -m pip install --disable-pip-version-check $$(grep '^torch==' constraints.txt) -c constraints.txt
-	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]' -c constraints.txt \
-	    --config-settings editable_mode=compat
+	$(BIN)/python -m pip install --disable-pip-version-check $(HERE) -e '.[dev]' -c constraints.txt
 	touch $@
 
 demo: install  ## train on the demo shards with 2 workers, evaluate, and show the shapes (under 8 minutes on 2 cores)
@@ -57,11 +57,11 @@ coverage: install  ## which lines the fast tests run, in all processes: at least
 	$(BIN)/coverage report --fail-under=90
 
 mutation: install  ## small errors put into the mathematics: how many of them the tests see; goes on where it stopped
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[mutation]' -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(HERE) -e '.[mutation]' -c constraints.txt
 	$(BIN)/python benchmarks/mutation.py sample=400
 
 docs: install  ## the documentation as a site, in build/site
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[docs]' -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(HERE) -e '.[docs]' -c constraints.txt
 	rm -rf build/docs-source build/site
 	mkdir -p build/docs-source
 	cp -r --parents README.md CHANGELOG.md LICENSE docs launch configs shards/*.md build/docs-source
