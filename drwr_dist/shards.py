@@ -14,7 +14,7 @@ from drwr_dist import terminal
 from drwr_dist.cli import load_options, run_verb
 from drwr_dist.counting import Advance, counting
 from drwr_dist.data.index import DatasetIndex, load_index
-from drwr_dist.data.inspection import listing, print_summary, write_page, write_sheet
+from drwr_dist.data.inspection import listing, print_summary, what_is_shown, write_page, write_sheet
 from drwr_dist.data.journal import input_fingerprint
 from drwr_dist.data.png import MAX_SIDE
 from drwr_dist.data.sample import COMPRESSIONS
@@ -329,6 +329,8 @@ def _inspect(arguments: Sequence[str]) -> int:
         write_sheet(index, options.sheet, options.rows)
     if options.page:
         write_page(index, options.page, options.rows)
+    for path in filter(None, (options.sheet, options.page)):
+        print(f"{path}: {what_is_shown(index, options.rows)}")
     return 0
 
 

@@ -39,7 +39,16 @@ def test_help_lists_every_key(shards: Shards):
     assert all(word in shards("--help")[1] for word in ("import", "verify", "inspect", "stream"))
     code, text, _ = shards("import", "--help")
     assert code == 0
-    for key in ("source=", "input=", "output=", "views=None", "camera=position", "up=+z", "focal_length=1.875"):
+    for key in (
+        "source=",
+        "input=",
+        "output=",
+        "views=None",
+        "camera=position",
+        "up=None",
+        "axes=opengl",
+        "focal_length=1.875",
+    ):
         assert key in text
     for key in ("elevation_min=-20.0", "degrees"):
         assert key in text
@@ -101,6 +110,7 @@ def test_inspect(shards: Shards, tmp_path: Path):
     code, text, _ = shards("inspect", f"data={tmp_path}", f"sheet={tmp_path / 'sheet.png'}", "rows=4")
     assert code == 0
     assert "ball" in text and "CC0-1.0 (11)" in text
+    assert text.endswith(f"{tmp_path / 'sheet.png'}: 4 of 11 objects; rows=11 shows all\n")
     code, _, error = shards("inspect", f"data={tmp_path}", "sheet=/nowhere/sheet.png")
     assert code == 2 and "sheet=/nowhere/sheet.png" in error
     assert Image.open(tmp_path / "sheet.png").size == (3 * 32, 4 * 32)

@@ -58,10 +58,20 @@ def listing(index: DatasetIndex) -> str:
     return "\n".join(f"{split:5} {key}" for key, split in keys)
 
 
+def _chosen(index: DatasetIndex, rows: int) -> list[tuple[str, str, int, int]]:
+    places = sorted((key, split, number, place) for split in SPLITS for number, place, key in index.select(split))
+    return places[:: max(1, -(-len(places) // max(1, rows)))]
+
+
+def what_is_shown(index: DatasetIndex, rows: int) -> str:
+    """Say how many of the objects a sheet or a page shows, and how to see all."""
+    objects, shown = len(_chosen(index, 10**9)), len(_chosen(index, rows))
+    return f"{shown} of {objects} objects" + (f"; rows={objects} shows all" if shown < objects else "")
+
+
 def _spread(index: DatasetIndex, rows: int, views: int) -> Iterator[tuple[str, ObjectSample]]:
     """Read so many objects, spread evenly over the keys, with at most so many views on white: (split, sample)."""
-    places = sorted((key, split, number, place) for split in SPLITS for number, place, key in index.select(split))
-    for key, split, number, position in places[:: max(1, -(-len(places) // max(1, rows)))]:
+    for key, split, number, position in _chosen(index, rows):
         shard = index.shards[number].url
         members = split_members(read_sample(index, number, position), key=key, shard=shard)
         stored = sum(name.endswith(".mask.png") for name in members)
