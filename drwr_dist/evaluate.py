@@ -78,8 +78,8 @@ def evaluate_run(run: TrainedRun, options: EvaluateOptions, console: Console) ->
     """Evaluate one run as `options` say and write what was found; errors as those of `measure_run`."""
     if run.step < run.config.steps:
         console.print(f"weights of step {run.step} of {run.config.steps}", highlight=False)
+    folder = results_folder(run, options)  # one that can't be made is told before the work
     found = measure_run(run, options, console)
-    folder = results_folder(run, options)
     if found.split in load_result(folder).get("splits", {}) and other_data(run, options):
         console.print(f"{folder}: results of {found.split} replaced; output=FOLDER keeps both", highlight=False)
     write_result(folder, found.split, run.step, found.block)
@@ -92,9 +92,16 @@ def evaluate_run(run: TrainedRun, options: EvaluateOptions, console: Console) ->
 
 
 def results_folder(run: TrainedRun, options: EvaluateOptions) -> Path:
-    """Return the folder for what is written, and make it."""
-    folder = Path(options.output).absolute() if options.output else run.path
-    folder.mkdir(parents=True, exist_ok=True)
+    """Return the folder for what is written; errors as those of `made`."""
+    return made(Path(options.output).absolute() if options.output else run.path)
+
+
+def made(folder: Path) -> Path:
+    """Make a folder, where it isn't there yet, and return it; raises UsageError where that can't be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"output={folder}: no folder can be made there ({error.strerror})") from error
     return folder
 
 
@@ -242,12 +249,13 @@ def compare_runs(options: EvaluateOptions, console: Console) -> int:
     short = [name.rstrip("/").rsplit("/", 1)[-1] for name in names]
     labels = short if len(set(short)) == len(names) else names
     runs = [load_run(located(name), options.checkpoint) for name in names]  # told before the work
+    folder = made(Path(options.output or COMPARISON))
     blocks, split = {}, chosen(options)[0] or str(options.shards)
     for label, run in zip(labels, runs, strict=True):
         blocks[label] = (known_block(run, options) or measure_anew(run, options, console))["objects"]
     table = compare(blocks)
     print_comparison(console, split, table)
-    for path in write_comparison(Path(options.output or COMPARISON), split, table):
+    for path in write_comparison(folder, split, table):
         console.print(f"written: {path}", soft_wrap=True, highlight=False)
     return 0
 

@@ -90,11 +90,10 @@ def plan(options: PredictOptions) -> tuple[list[Task], list[str]]:
     """Say which image becomes which file; and a line for each image that can't."""
     images = find_images(options.images)
     masks = find_images(options.masks, "masks") if options.masks else []
+    images = without_masks(images)  # images and masks in one folder: what is named as a mask is none of the images
     own = {path.resolve() for path in images}
-    masks = [path for path in masks if path.resolve() not in own or is_mask_of_one(path, images)]
+    masks = [path for path in masks if path.resolve() not in own]  # no image is its own mask
     single = len(masks) == len(images) == 1
-    if len(images) > 1:  # images and masks in one folder: what is named as a mask is none of the images
-        images = [path for path in images if not is_mask_of_one(path, images)]
     by_stem = {stem_of_mask(path): path for path in masks}
     tasks: dict[Path, Task] = {}
     problems = []
@@ -120,11 +119,12 @@ def stem_of_image(path: Path) -> str:
     return path.stem.removesuffix("_image").removesuffix(".image")
 
 
-def is_mask_of_one(path: Path, images: list[Path]) -> bool:
-    """Say whether a file is named as the mask of one of the images beside it: a.mask.png beside a.png."""
-    stem = stem_of_mask(path)
-    beside = (other for other in images if other != path and other.parent == path.parent)
-    return stem != path.stem and any(stem in (other.stem, stem_of_image(other)) for other in beside)
+def without_masks(images: list[Path]) -> list[Path]:
+    """Leave out what is named as the mask of another image beside it: a.mask.png beside a.png."""
+    owners = {(path.parent, stem) for path in images for stem in (path.stem, stem_of_image(path))}
+    return [
+        path for path in images if stem_of_mask(path) == path.stem or (path.parent, stem_of_mask(path)) not in owners
+    ]
 
 
 @functools.lru_cache(maxsize=1)

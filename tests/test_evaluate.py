@@ -221,6 +221,10 @@ def test_results_of_another_dataset_say_so_and_can_go_elsewhere(runs: list[Path]
     assert elsewhere["selection"] == {"data": [str(tmp_path / "moved")]}
     assert elsewhere["objects"] == json.loads(own)["splits"]["test"]["objects"]
     assert (tmp_path / "elsewhere" / "report.html").exists() and not (run / "report.html").exists()
+    (tmp_path / "file").touch()
+    for which in (f"run={run}", f"runs={run},{runs[1]}"):
+        done = drwr("evaluate", which, *selection, f"output={tmp_path / 'file'}")
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and f"output={tmp_path / 'file'}" in done.stderr
     done = drwr("evaluate", f"run={run}", *selection)
     assert done.returncode == 0 and "replaced" in done.stdout
     assert "moved" in (run / "result.txt").read_text()

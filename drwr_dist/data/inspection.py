@@ -54,24 +54,30 @@ def facts(index: DatasetIndex) -> str:
 
 def listing(index: DatasetIndex) -> str:
     """Return one line per object, `split category/object`, in the order of the keys."""
-    keys = sorted((key, split) for split in SPLITS for _, _, key in index.select(split))
-    return "\n".join(f"{split:5} {key}" for key, split in keys)
-
-
-def _chosen(index: DatasetIndex, rows: int) -> list[tuple[str, str, int, int]]:
-    places = sorted((key, split, number, place) for split in SPLITS for number, place, key in index.select(split))
-    return places[:: max(1, -(-len(places) // max(1, rows)))]
+    return "\n".join(f"{split:5} {key}" for key, split, _, _ in _places(index))
 
 
 def what_is_shown(index: DatasetIndex, rows: int) -> str:
     """Say how many of the objects a sheet or a page shows, and how to see all."""
-    objects, shown = len(_chosen(index, 10**9)), len(_chosen(index, rows))
+    places = _places(index)
+    objects, shown = len(places), len(_evenly(places, rows))
     return f"{shown} of {objects} objects" + (f"; rows={objects} shows all" if shown < objects else "")
+
+
+Place = tuple[str, str, int, int]  # key, split, shard, position in it
+
+
+def _places(index: DatasetIndex) -> list[Place]:
+    return sorted((key, split, number, place) for split in SPLITS for number, place, key in index.select(split))
+
+
+def _evenly(places: list[Place], rows: int) -> list[Place]:
+    return places[:: max(1, -(-len(places) // max(1, rows)))]
 
 
 def _spread(index: DatasetIndex, rows: int, views: int) -> Iterator[tuple[str, ObjectSample]]:
     """Read so many objects, spread evenly over the keys, with at most so many views on white: (split, sample)."""
-    for key, split, number, position in _chosen(index, rows):
+    for key, split, number, position in _evenly(_places(index), rows):
         shard = index.shards[number].url
         members = split_members(read_sample(index, number, position), key=key, shard=shard)
         stored = sum(name.endswith(".mask.png") for name in members)

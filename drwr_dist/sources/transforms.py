@@ -113,7 +113,7 @@ def _lens(frame: Mapping[str, Any]) -> tuple[Lens | None, float]:
         hint = f" (is {near[0]} meant to be it?)" if near else ""
         raise DataError(f"no focal length: neither camera_angle_x nor fl_x is given{hint}")
     if "w" not in frame or "h" not in frame:
-        if "fl_x" in frame or not angle_x or angle_y:
+        if "fl_x" in frame or angle_y:
             raise DataError("w and h (pixels) are needed with fl_x, or camera_angle_x alone")
         return None, angle_x
     width, height = _number(frame, "w"), _number(frame, "h")
