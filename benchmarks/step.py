@@ -25,7 +25,7 @@ from drwr_dist.data.batch import Batch
 from drwr_dist.data.index import load_index
 from drwr_dist.data.stream import SampleTable, batches
 from drwr_dist.engine.step_times import StepTimer
-from drwr_dist.losses import repulsion_fourier, repulsion_plain
+from drwr_dist.losses.repulsion import repulsion
 
 GRID, POINTS = 64, 2000
 HEAP_KEPT = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "17179869184"}
@@ -54,12 +54,10 @@ def repulsion_alone(method: str, views: int) -> float:
     places = (torch.rand(views, POINTS, 2, generator=generator) * (GRID - 1)).requires_grad_()
     weights = torch.rand(views, POINTS, generator=generator).requires_grad_()
     start = time.process_time()
-    if method == "plain":
-        for view in range(0, views, 4):  # all at once would take gigabytes; it is the same work
-            part = repulsion_plain(places[view : view + 4], weights[view : view + 4], None, 10.0)
-            part.sum().backward()
-    else:
-        repulsion_fourier(places, weights, None, 10.0, GRID + 1.0).sum().backward()
+    at_once = 4 if method == "plain" else views  # all pairs of all views would take gigabytes; it is the same work
+    for view in range(0, views, at_once):
+        part = slice(view, view + at_once)
+        repulsion(places[part], weights[part], None, 10.0, GRID + 1.0, method).sum().backward()
     return time.process_time() - start
 
 

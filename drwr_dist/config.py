@@ -35,7 +35,9 @@ class LossConfig:
     crowding_radius: float = 0.03  # sides of the unit cube; neighbours of 1000 points want to be so far apart
     bias: float = 3.5  # released semantics only: constant in the exponent of the repulsion
     ring: int = 5  # released semantics only: radii 0 … ring-1 of the structure-aware ring mean
-    method: str = "auto"  # auto | plain | fourier: how the repulsion is computed
+    method: str = (
+        "auto"  # auto | plain | fourier: how the repulsion is computed; auto knows a quicker form still for CPUs
+    )
     volumetric_weight: float = 0.0  # weight of the volumetric projection loss of DPC
     volumetric_sigma: float = 3.0  # voxels; blur of its grid at the first step, falling linearly
     volumetric_sigma_end: float = 0.2  # voxels; blur at the last step

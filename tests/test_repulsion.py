@@ -1,4 +1,4 @@
-"""The repulsion: fast form against plain, gradients, numbers of points, and what must not show."""
+"""The repulsion: fast forms against plain, gradients, numbers of points, and what must not show."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from drwr_dist.losses.repulsion import repulsion, repulsion_fourier, repulsion_plain, series
+from drwr_dist.losses.repulsion import repulsion, repulsion_plain
+from drwr_dist.losses.repulsion_by_grid import repulsion_gridded
+from drwr_dist.losses.repulsion_by_series import repulsion_fourier, series
 
 F64 = torch.float64
 
@@ -55,7 +57,7 @@ class TestRepulsion:
         dtype=st.sampled_from([torch.float64, torch.float32]),
     )
     @settings(max_examples=60, deadline=None)
-    def test_fourier_agrees_with_plain(
+    def test_linear_forms_agree_with_plain(
         self, views: int, n: int, grid: int, spread: float, seed: int, dtype: torch.dtype
     ) -> None:
         """Values and all three gradients, for clusters and for points from border to border."""
@@ -67,13 +69,19 @@ class TestRepulsion:
         bias = (3.5 + torch.rand(views, n, generator=generator, dtype=dtype)).requires_grad_()
         upstream = torch.rand(views, generator=generator, dtype=dtype) + 0.5
         inputs, results = (places, weights, bias), []
-        for function, span in ((repulsion_plain, ()), (repulsion_fourier, (grid - 1.0,))):
+        forms: list[tuple[Callable[..., Tensor], tuple[float, ...]]] = [(repulsion_plain, ())]
+        forms.append((repulsion_fourier, (grid - 1.0,)))
+        if dtype == torch.float32:
+            forms.append((repulsion_gridded, (grid - 1.0,)))
+        for function, span in forms:
             value = function(*inputs, 5 * grid / 32, *span)
             results.append((value, *torch.autograd.grad(value @ upstream, inputs)))
         limit = 1e-12 if dtype == torch.float64 else 2e-5
         scale = float(results[0][0].max().detach()) + 1e-30  # gradients that cancel have no scale of their own
-        for plain, fourier in zip(*results, strict=True):
-            torch.testing.assert_close(fourier, plain, atol=limit * scale, rtol=limit)
+        plain, *linear = results
+        for found in linear:
+            for one, other in zip(found, plain, strict=True):
+                torch.testing.assert_close(one, other, atol=limit * scale, rtol=limit)
 
     @pytest.mark.parametrize("method", ["plain", "fourier"])
     def test_gradient(self, method: str) -> None:
@@ -119,29 +127,71 @@ class TestRepulsion:
             assert (found[0, rows] - exact).abs().max() < limit * exact.abs().max(), name
         torch.testing.assert_close(value[0].double(), by_bias.double().sum(), rtol=limit, atol=0)
 
+    @given(
+        n=st.integers(129, 300),
+        bandwidth=st.floats(0.05, 2000.0),
+        span=st.floats(1.0, 130.0),
+        origin=st.floats(-1000.0, 1000.0),
+        seed=st.integers(0, 2**31),
+    )
+    @settings(max_examples=60, deadline=None)
+    def test_any_width_anywhere(self, n: int, bandwidth: float, span: float, origin: float, seed: int) -> None:
+        """Gaussians from far narrower than a pixel to far wider than the frame, at any place of the plane."""
+        generator = torch.Generator().manual_seed(seed)
+        where = torch.rand(2, n, 2, generator=generator) * span
+        weights = torch.rand(2, n, generator=generator)
+        # Far from the origin float32 rounds the places: both forms have to see what is left.
+        places = (where + origin) if abs(origin) < 10 * span else where
+        inputs = [places.requires_grad_(), weights.requires_grad_()]
+        found = repulsion(*inputs, None, bandwidth, span * 1.001)
+        gradients = torch.autograd.grad(found.sum(), inputs)
+        exact_inputs = [tensor.detach().double().requires_grad_() for tensor in inputs]
+        exact = repulsion_plain(*exact_inputs, None, bandwidth)
+        exact_gradients = torch.autograd.grad(exact.sum(), exact_inputs)
+        torch.testing.assert_close(found.double(), exact, rtol=2e-5, atol=0)
+        steepness = float(exact.max().detach()) / min(math.sqrt(bandwidth), span)
+        for one, other, scale in zip(gradients, exact_gradients, (steepness, float(exact.max().detach())), strict=True):
+            torch.testing.assert_close(one.double(), other, rtol=1e-3, atol=3e-5 * scale)
+
     @pytest.mark.parametrize("biased", [True, False])
-    def test_value_alone_is_the_same(self, biased: bool) -> None:
-        places, weights, bias = (tensor.detach() for tensor in _repulsion_inputs(50, 32, 1.0, F64))
-        arguments = (weights, bias if biased else None, 5.0, 31.0)
-        without = repulsion_fourier(places, *arguments)
-        with_gradient = repulsion_fourier(places.requires_grad_(), *arguments)
+    @pytest.mark.parametrize("method", ["fourier", "gridded"])
+    def test_value_alone_is_the_same(self, biased: bool, method: str) -> None:
+        places, weights, bias = (tensor.detach() for tensor in _repulsion_inputs(50, 32, 1.0, torch.float32))
+        arguments = (weights, bias if biased else None, 5.0, 31.0, method)
+        without = repulsion(places, *arguments)
+        with_gradient = repulsion(places.requires_grad_(), *arguments)
         torch.testing.assert_close(without, with_gradient.detach())
 
     @pytest.mark.parametrize("room", [0, 60_000, 2**30])
-    def test_blocks_of_views_and_points_do_not_show(self, monkeypatch: pytest.MonkeyPatch, room: int) -> None:
+    @pytest.mark.parametrize(("method", "dtype"), [("fourier", F64), ("gridded", torch.float32)])
+    def test_blocks_of_views_and_points_do_not_show(
+        self, monkeypatch: pytest.MonkeyPatch, room: int, method: str, dtype: torch.dtype
+    ) -> None:
         """One view of 64 points at a time, a few views, all of it."""
-        for n in (30, 150):
-            inputs = _repulsion_inputs(n, 32, 1.0, F64, views=5)
-            expected = _value_and_gradients(repulsion, inputs, 32, "plain")
-            monkeypatch.setattr("drwr_dist.losses.repulsion._WORKING_SET", room)
-            for one, other in zip(_value_and_gradients(repulsion, inputs, 32, "fourier"), expected, strict=True):
-                torch.testing.assert_close(one, other)
+        for n in (0, 30, 150):
+            inputs = _repulsion_inputs(n, 32, 1.0, dtype, views=5)
+            monkeypatch.undo()
+            expected = _value_and_gradients(repulsion, inputs, 32, method)
+            module = {"fourier": "repulsion_by_series", "gridded": "repulsion_by_grid"}[method]
+            monkeypatch.setattr(f"drwr_dist.losses.{module}._WORKING_SET", room)
+            for one, other in zip(_value_and_gradients(repulsion, inputs, 32, method), expected, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-12 if dtype == F64 else 1e-5)
+
+    def test_gridded_is_for_float32(self) -> None:
+        with pytest.raises(ValueError, match="float32 on the CPU, got"):
+            repulsion(*_repulsion_inputs(200, 32, 1.0, F64), 5.0, 31.0, "gridded")
+
+    def test_gridded_repeats_bit_for_bit(self) -> None:
+        inputs = _repulsion_inputs(3000, 64, 1.0, torch.float32)
+        first, again = (_value_and_gradients(repulsion, inputs, 64, "gridded") for _ in range(2))
+        assert all(torch.equal(one, other) for one, other in zip(first, again, strict=True))
 
     def test_autocast_leaves_it_alone(self) -> None:
         places, weights, bias = torch.rand(1, 300, 2) * 31, torch.rand(1, 300), torch.rand(1, 300)
-        expected = repulsion_fourier(places, weights, bias, 5.0, 31.0)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            torch.testing.assert_close(repulsion_fourier(places, weights, bias, 5.0, 31.0), expected)
+        for form in (repulsion_fourier, repulsion_gridded):
+            expected = form(places, weights, bias, 5.0, 31.0)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                torch.testing.assert_close(form(places, weights, bias, 5.0, 31.0), expected)
 
     def test_an_unknown_method_is_named(self) -> None:
         with pytest.raises(ValueError, match="'dense'"):

@@ -84,7 +84,7 @@ def drwr_loss(
         config: weights and constants; None takes those that belong to `semantics`. Its own fields
             `semantics`, `grid` and `method` are not read: the arguments of this function decide.
         semantics: default | released.
-        method: auto | plain | fourier, how the repulsion is summed; the numbers agree.
+        method: auto | plain | fourier | gridded, how the repulsion is summed; the numbers agree.
         view_mask: [B, V], True where there is a view; None: everywhere. What stands in the other places counts for
             nothing; each object counts alike, however many views it has.
 
@@ -210,7 +210,7 @@ def _default_terms(xy: Tensor, masks: Tensor, smooth: Tensor, grid: int, config:
     weights = sampling.bilinear_in_zeros(image, coordinates)
     return ViewTerms(
         unary=unary_in_frame(sampling.area_average(smooth, fine), sampling.pixel_coordinates(xy, fine)),
-        # Weights end at -1 and at grid. Beyond, points take no part, and the series wants a bounded span.
+        # Weights end at -1 and at grid. Beyond, points take no part, and the linear forms want a bounded span.
         coordinates=coordinates.clamp(-1, grid),
         weights=weights,
         bias=None,
