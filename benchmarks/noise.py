@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from drwr_dist.data.batch import Batch
+from drwr_dist.data.specks import without_specks
 from drwr_dist.silhouette import smooth_silhouette
 
 Mask = NDArray[np.uint8]  # [H, W], 0 or 1
@@ -64,13 +65,14 @@ MASKS: dict[str, MaskNoise] = {
 }
 
 
-def disturb(batch: Batch, masks: str = "", degrees: float = 0.0) -> Batch:
+def disturb(batch: Batch, masks: str = "", degrees: float = 0.0, despeckle: int = 0) -> Batch:
     """Return a batch with wrong silhouettes, or cameras that are off by so many degrees around the object.
 
     Args:
         batch: from the stream.
         masks: a key of MASKS; "": right ones.
         degrees: angle of a rotation of the object about an axis of any direction.
+        despeckle: the key data.despeckle, for masks that are wrong after decoding.
     """
     found, cameras = batch.masks.clone(), batch.world_to_camera.clone()
     for row, key in enumerate(batch.keys):
@@ -79,6 +81,8 @@ def disturb(batch: Batch, masks: str = "", degrees: float = 0.0) -> Batch:
             random = np.random.default_rng(seed)
             if masks:
                 changed = MASKS[masks]((found[row, view].numpy() > 0.5).astype(np.uint8), random)
+                if despeckle:
+                    changed = without_specks(255 * changed, despeckle) // 255
                 if changed.any():  # of a silhouette that is thin all over nothing would be left
                     found[row, view] = torch.from_numpy(changed).to(found)
             if degrees:

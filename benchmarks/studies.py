@@ -24,10 +24,11 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+import quality
 import torch
 from measuring import RESULTS, ROOT, provenance
 from noise import MASKS, disturb
-from quality import METHODS, NETWORK, produce, score
+from quality import NETWORK, produce, score
 from training import CPU, train_here
 
 from drwr_dist.cli import load_options
@@ -38,6 +39,7 @@ from drwr_dist.data.stream import SampleStream, SampleTable
 from drwr_dist.measuring import network_predictor
 
 STEPS, VIEWS = 600, 8
+METHODS = quality.METHODS | {"despeckled": ("ours, with data.despeckle=16", ["data.despeckle=16"])}
 FOLDER = RESULTS / "studies"
 PICTURES = ROOT / "docs" / "images"
 
@@ -57,7 +59,7 @@ class Change:
 STUDIES: dict[str, tuple[str, tuple[str, ...], dict[str, Change]]] = {
     "noise": (
         "what is wrong in training",
-        ("ours", "dpc"),
+        ("ours", "despeckled", "dpc"),
         {
             "nothing": Change(),
             **{name: Change(masks=name) for name in MASKS},
@@ -156,7 +158,8 @@ def disturbed(config: TrainConfig, samples: SampleTable, change: Change) -> Iter
         epoch = plan.epoch_of(step)
         chosen = plan.epoch_batches(epoch)[step % plan.steps_per_epoch]
         batch = stream.__getitems__([(epoch, int(sample)) for sample in chosen])
-        yield disturb(batch, change.masks, change.degrees) if change.masks or change.degrees else batch
+        wrong = change.masks or change.degrees
+        yield disturb(batch, change.masks, change.degrees, config.data.despeckle) if wrong else batch
 
 
 def found(study: str, value: str, method: str) -> list[dict[str, Any]]:

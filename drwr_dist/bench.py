@@ -23,7 +23,7 @@ from drwr_dist.data.index import load_index
 from drwr_dist.data.stream import SampleStream, SampleTable
 from drwr_dist.engine.step_ranks import measure_steps
 from drwr_dist.errors import DataError, UsageError
-from drwr_dist.train import check_against_data
+from drwr_dist.training import check_against_data
 from drwr_dist.validation import validate, workers_range
 
 SAMPLES = 32  # objects that the loader reads for its numbers

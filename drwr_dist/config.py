@@ -35,9 +35,7 @@ class LossConfig:
     crowding_radius: float = 0.03  # sides of the unit cube; neighbours of 1000 points want to be so far apart
     bias: float = 3.5  # released semantics only: constant in the exponent of the repulsion
     ring: int = 5  # released semantics only: radii 0 … ring-1 of the structure-aware ring mean
-    method: str = (
-        "auto"  # auto | plain | fourier: how the repulsion is computed; auto knows a quicker form still for CPUs
-    )
+    method: str = "auto"  # auto | plain | fourier: how the repulsion is computed; auto: whatever is quickest
     volumetric_weight: float = 0.0  # weight of the volumetric projection loss of DPC
     volumetric_sigma: float = 3.0  # voxels; blur of its grid at the first step, falling linearly
     volumetric_sigma_end: float = 0.2  # voxels; blur at the last step
@@ -93,6 +91,7 @@ class DataConfig:
     supervision_views: int = 4  # silhouettes per object and step that judge the points
     view_order: str = "random"  # random | fixed: fixed takes view 0 as input and the first views as judges
     mirror: bool = False  # mirror objects across z = 0 one time in two: images flipped, cameras to match
+    despeckle: int = 0  # pixels; patches and holes of masks smaller than this are taken out; 0: masks as they are
     recolour: bool = False  # give objects other colours at random in the images that the network sees
     on_bad_sample: str = "fail"  # fail | skip: skipped samples are counted and reported
     max_skip_fraction: float = 0.01  # of the samples seen; more skipped samples than that fail the run

@@ -37,6 +37,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "seed": (lambda v: 0 <= v < 2**32, "between 0 and 2³² - 1"),
     "data.background": (lambda v: 0 <= v <= 1, "between 0 (black) and 1 (white)"),
     "data.supervision_views": (lambda v: v >= 1, "at least 1"),
+    "data.despeckle": (lambda v: v >= 0, "0 (masks as they are) or more"),
     "data.max_skip_fraction": (lambda v: 0 <= v <= 1, "between 0 and 1"),
     "loader.workers": (lambda v: re.fullmatch(r"auto|\d+", str(v)) is not None, "auto, or a number of processes"),
     "loader.prefetch": (lambda v: v >= 1, "at least 1"),

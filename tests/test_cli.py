@@ -108,6 +108,20 @@ def test_verbs_exit_with_2_and_one_line_on_usage_errors():
         assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("verb", ["train", "tune"])
+@pytest.mark.parametrize(("argument", "code"), [("stepps=5", 2), ("loss.grid=many", 2), ("steps=-1", 2), ("--help", 0)])
+def test_a_mistyped_key_does_not_wait_for_pytorch(tmp_path: Path, verb: str, argument: str, code: int):
+    (tmp_path / "torch.py").write_text("raise SystemExit('PyTorch was asked for')")
+    ended = subprocess.run(
+        [sys.executable, "-m", f"drwr_dist.{verb}", argument],
+        env=os.environ | {"PYTHONPATH": f"{tmp_path}:{Path(drwr_dist.__file__).parents[1]}"},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == code, ended.stderr
+    assert "PyTorch" not in ended.stderr
+
+
 def test_every_preset_loads():
     presets = sorted(set(Path("configs").glob("*.yaml")) - {Path("configs/sweep.yaml")})  # that one is for tune
     assert presets

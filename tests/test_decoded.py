@@ -7,9 +7,12 @@ import io
 import tarfile
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from shard_tools import SIDE, encoded, make_sample, write_samples
 
 from drwr_dist.config import DataConfig
@@ -17,6 +20,7 @@ from drwr_dist.data.batch import Failure
 from drwr_dist.data.decoded import Decoded
 from drwr_dist.data.members import tar_files
 from drwr_dist.data.sample import ObjectSample, composite, encode_sample
+from drwr_dist.data.specks import without_specks
 from drwr_dist.data.stream import SampleStream, SampleTable
 from drwr_dist.errors import DataError
 from drwr_dist.silhouette import binarize, smooth_silhouette
@@ -51,6 +55,52 @@ def test_what_is_written_is_what_the_definitions_say(binary: bool, levels: list[
         torch.testing.assert_close(torch.from_numpy(smooth), smooth_silhouette(expected), atol=1e-6, rtol=0)
         laid = composite(sample.images[view], sample.masks[view], 1.0)
         assert np.array_equal(image, laid.transpose(2, 0, 1).astype(np.float32) / np.float32(255))
+
+
+def square_with_noise(share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return a mask of a square with a thin leg, and the same with a share of its pixels flipped."""
+    clean = np.zeros((64, 64), np.uint8)
+    clean[20:44, 20:44], clean[44:58, 30:31] = 255, 255
+    flipped = np.random.default_rng(seed).random(clean.shape) < share
+    return clean, np.where(flipped, 255 - clean, clean).astype(np.uint8)
+
+
+@given(seed=st.integers(0, 2**31), smallest=st.integers(2, 30))
+@settings(max_examples=30, deadline=None)
+def test_specks_are_taken_out_and_nothing_else(seed: int, smallest: int):
+    clean, noisy = square_with_noise(0.04, seed)
+    assert np.array_equal(without_specks(clean, smallest), clean)
+    found = without_specks(noisy, smallest)
+    assert np.array_equal(without_specks(found, smallest), found)
+    for inside, neighbours in ((found > 0, 8), (found == 0, 4)):
+        areas = cv2.connectedComponentsWithStats(inside.astype(np.uint8), connectivity=neighbours)[2][1:, -1]
+        assert np.sort(areas)[:-1].min(initial=smallest) >= smallest
+    if smallest >= 10:  # larger than single wrong pixels make
+        far = cv2.dilate(clean, np.ones((9, 9), np.uint8)) == 0
+        assert not found[far].any()
+        assert (found[24:40, 24:40] == 255).all()
+
+
+def test_an_object_that_is_a_speck_itself_stays():
+    alpha = np.zeros((16, 16), np.uint8)
+    alpha[3, 4], alpha[9:11, 9] = 255, 180
+    found = without_specks(alpha, 50)
+    assert found[3, 4] == 0
+    assert (found[9:11, 9] == 180).all()
+
+
+def test_despeckled_masks_are_those_of_the_clean_object():
+    noisy = square_with_noise(0.03, 1)[1]
+    sample = make_sample()
+    sample.masks[1] = cv2.resize(noisy, (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
+    files = encode_sample(sample)
+    about = {"key": "ball/a", "shard": "s.tar", "side": SIDE, "background": 1.0, "binary": True}
+    mask, smooth = np.empty((2, SIDE, SIDE), np.float32)
+    Decoded.of(files, **about, despeckle=8).write_silhouette(1, mask, smooth)
+    expected = torch.from_numpy(without_specks(sample.masks[1], 8)).float() / 255
+    assert torch.equal(torch.from_numpy(mask), expected)
+    torch.testing.assert_close(torch.from_numpy(smooth), smooth_silhouette(expected), atol=1e-6, rtol=0)
+    assert not np.array_equal(sample.masks[1], without_specks(sample.masks[1], 8))
 
 
 def test_distances_too_long_for_16_bits_are_exact():

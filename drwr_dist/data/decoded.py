@@ -14,6 +14,7 @@ from drwr_dist.data.faults import FOREGROUND
 from drwr_dist.data.members import MemberReader, view_members
 from drwr_dist.data.recolour import Recolouring
 from drwr_dist.data.sample import composite_planes
+from drwr_dist.data.specks import without_specks
 from drwr_dist.silhouette import EDGE, INSIDE, Squares, squares_outside, write_smooth
 
 BYTES_PER_PIXEL = 3 + 1 + 2  # of a decoded view: colours, alpha, squared distance
@@ -35,13 +36,22 @@ class Decoded:
     focal_length: NDArray[np.float64]  # [V]
     background: float  # grey level in [0, 1]
     binary: bool  # silhouettes are binary, else alpha
+    despeckle: int  # pixels; smaller patches and holes of masks are taken out
     pixels: dict[int, NDArray[np.uint8]] = field(default_factory=dict)  # view -> [3, H, W]
     alphas: dict[int, NDArray[np.uint8]] = field(default_factory=dict)  # view -> [H, W]
     squares: dict[int, Squares | None] = field(default_factory=dict)  # view -> [H, W]; None: nothing is inside
 
     @classmethod
     def of(
-        cls, members: Mapping[str, bytes], *, key: str, shard: str, side: int, background: float, binary: bool
+        cls,
+        members: Mapping[str, bytes],
+        *,
+        key: str,
+        shard: str,
+        side: int,
+        background: float,
+        binary: bool,
+        despeckle: int = 0,
     ) -> Decoded:
         """Read the cameras and check that all views are there; their files are decoded later.
 
@@ -52,12 +62,13 @@ class Decoded:
             side: of the images, in pixels.
             background: grey level in [0, 1] under the images.
             binary: whether silhouettes are binary.
+            despeckle: pixels; smaller patches and holes of masks are taken out (`without_specks`).
         """
         read = MemberReader(members, key, shard)
         world_to_camera, focal_length = read.cameras()
         read.check_views(len(focal_length), ())
         files = {name: members[name] for name in view_members(len(focal_length))}
-        return cls(key, shard, files, side, world_to_camera, focal_length, background, binary)
+        return cls(key, shard, files, side, world_to_camera, focal_length, background, binary, despeckle)
 
     @property
     def views(self) -> int:
@@ -106,7 +117,8 @@ class Decoded:
     def _alpha(self, view: int) -> NDArray[np.uint8]:
         if view not in self.alphas:
             name = f"{view:02d}.mask.png"
-            self.alphas[view] = self._read.mask(name, self.side)
+            alpha = self._read.mask(name, self.side)
+            self.alphas[view] = without_specks(alpha, self.despeckle) if self.despeckle else alpha
             del self.files[name]
         return self.alphas[view]
 

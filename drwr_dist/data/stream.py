@@ -85,6 +85,7 @@ class SampleTable:
             side=self.index.image_size,
             background=config.background,
             binary=config.binarize,
+            despeckle=config.despeckle,
         )
         self._check_shape(sample, decoded.views, decoded.side)
         return decoded

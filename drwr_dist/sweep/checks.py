@@ -14,7 +14,7 @@ from drwr_dist.sweep.measuring import CHOOSABLE, SPLIT
 from drwr_dist.sweep.population import CHANGEABLE, UNCHANGEABLE
 from drwr_dist.sweep.search import import_optuna
 from drwr_dist.sweep.space import Parameter, apply, grid, parse_space
-from drwr_dist.train import check_against_data
+from drwr_dist.training import check_against_data
 from drwr_dist.validation import validate
 
 CHOICES = {
