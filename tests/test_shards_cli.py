@@ -14,6 +14,7 @@ from shard_tools import RADIUS, encoded, make_balls, make_sample, write_samples
 from toy import drwr, make_meshes
 
 from drwr_dist.cli import run_verb
+from drwr_dist.data.inspection import LABEL
 from drwr_dist.shards import main
 
 DEMO = Path(__file__).parent.parent / "shards" / "demo"
@@ -113,7 +114,10 @@ def test_inspect(shards: Shards, tmp_path: Path):
     assert text.endswith(f"{tmp_path / 'sheet.png'}: 4 of 11 objects; rows=11 shows all\n")
     code, _, error = shards("inspect", f"data={tmp_path}", "sheet=/nowhere/sheet.png")
     assert code == 2 and "sheet=/nowhere/sheet.png" in error
-    assert Image.open(tmp_path / "sheet.png").size == (3 * 32, 4 * 32)
+    drawn = Image.open(tmp_path / "sheet.png")
+    assert drawn.size == (3 * 32, 4 * (LABEL + 32))
+    names = np.asarray(drawn.convert("L")).reshape(4, LABEL + 32, -1)[:, :LABEL]
+    assert (names.min(axis=(1, 2)) < 128).all()  # each row has its own line of text
 
 
 def test_inspect_page(shards: Shards, tmp_path: Path):

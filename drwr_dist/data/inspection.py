@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.table import Table
 
@@ -19,6 +19,8 @@ from drwr_dist.data.sample import ObjectSample, decode_sample, split_members
 from drwr_dist.errors import UsageError
 
 _SHOWN_POINTS = 1500  # of the ground truth of each object on the page
+
+LABEL = 14  # pixels; height of a line that names an object
 
 
 def summary_table(index: DatasetIndex) -> Table:
@@ -87,22 +89,29 @@ def _spread(index: DatasetIndex, rows: int, views: int) -> Iterator[tuple[str, O
 
 
 def write_sheet(index: DatasetIndex, path: str, rows: int, views: int = 8) -> None:
-    """Draw objects, spread evenly over the dataset, as a PNG: an object per row, a view per column, on white.
+    """Draw objects, spread evenly over the dataset, as a PNG: an object per row under its name, a view per column.
 
     Raises:
         UsageError: the file can't be written.
         DataError: a sample is damaged.
     """
     strips = []
-    for _, sample in _spread(index, rows, views):
+    width = min(views, index.views) * index.image_size
+    for split, sample in _spread(index, rows, views):
         strip = np.concatenate(list(sample.images), axis=1)
-        width = min(views, index.views) * index.image_size
         padding = np.full((len(strip), max(0, width - strip.shape[1]), 3), 255, np.uint8)
-        strips.append(np.concatenate([strip, padding], axis=1))
+        strips += [_label(f"{sample.key}  ({split})", width), np.concatenate([strip, padding], axis=1)]
     try:
         Image.fromarray(np.concatenate(strips, axis=0)).save(path)
     except (OSError, ValueError) as error:
         raise UsageError(f"sheet={path}: {error}") from error
+
+
+def _label(text: str, width: int) -> NDArray[np.uint8]:
+    """Return a line of text [LABEL, width, 3], dark on white."""
+    line = Image.new("RGB", (width, LABEL), "white")
+    ImageDraw.Draw(line).text((3, 2), text, fill=(60, 60, 60))
+    return np.asarray(line)
 
 
 def write_page(index: DatasetIndex, path: str, rows: int, views: int = 8) -> None:
