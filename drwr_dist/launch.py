@@ -33,6 +33,7 @@ class CheckOptions:
     storage: str | None = None  # folder that all nodes must share, or URL; none: not checked
     data: str | None = None  # dataset that all nodes must be able to read; none: not checked
     timeout: float = 60.0  # seconds that each check may take
+    wait: float = 0.0  # seconds to wait for nodes that have not joined: after ray up, workers take a minute or two
     min_disk: float = 5.0  # GiB free in a host's home, in a node's /tmp
     min_shm: float = 0.5  # GiB free in /dev/shm
     max_clock_difference: float = 2.0  # seconds
@@ -68,10 +69,10 @@ def _check_file_and_hosts(path: str, options: CheckOptions, console: Console) ->
     if not failed(findings) and not has_own_hosts(content) and options.address is None and _sees(options):
         raise UsageError("storage=… and data=… are checked on a running cluster: give address=auto there (ray exec)")
     print_findings(console, "cluster file", findings)
-    ready = all(finding.ok for finding in findings) and has_own_hosts(content)
+    ready = all(finding.ok or finding.check == "token" for finding in findings) and has_own_hosts(content)
     if failed(findings) or not (ready if options.hosts is None else options.hosts):
         if options.address is None:
-            console.print("hosts, running cluster: not checked", highlight=False)
+            console.print(f"hosts, {_unseen(options)}: not checked", highlight=False)
         return findings
     hosts = check_hosts(content, _limits(options))
     print_findings(console, "hosts", hosts.findings)
@@ -81,12 +82,18 @@ def _check_file_and_hosts(path: str, options: CheckOptions, console: Console) ->
         findings.append(found)
         print_failures(console, [found])
     elif options.address is None:
-        console.print("running cluster: not checked, Ray does not run on the head (ray up starts it)", highlight=False)
+        reason = "Ray does not run on the head (ray up starts it)"
+        console.print(f"{_unseen(options)}: not checked, {reason}", highlight=False, soft_wrap=True)
     return findings
 
 
 def _sees(options: CheckOptions) -> bool:
     return bool(options.storage or options.data)
+
+
+def _unseen(options: CheckOptions) -> str:
+    """Name what can't be looked at before Ray runs."""
+    return ", ".join(["running cluster", *(name for name in ("storage", "data") if getattr(options, name))])
 
 
 def _for_the_head(options: CheckOptions) -> dict[str, Any]:
@@ -99,6 +106,7 @@ def _for_the_head(options: CheckOptions) -> dict[str, Any]:
 def _limits(options: CheckOptions) -> Limits:
     return Limits(
         timeout=options.timeout,
+        wait=options.wait,
         min_disk=options.min_disk,
         min_shm=options.min_shm,
         max_clock_difference=options.max_clock_difference,

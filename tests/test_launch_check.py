@@ -12,12 +12,13 @@ import fsspec
 import pytest
 import yaml
 from ray.cluster_utils import Cluster
+from rich.console import Console
 from toy import REPOSITORY, drwr
 
 from drwr_dist.errors import ClusterError, UsageError
 from drwr_dist.launch import main
 from drwr_dist.preflight.cluster_file import check_cluster_file
-from drwr_dist.preflight.findings import Finding, failed
+from drwr_dist.preflight.findings import Finding, failed, print_findings
 from drwr_dist.preflight.probe import Probe
 
 LOCAL, AWS, GCP = (REPOSITORY / "launch" / name for name in ("cluster.yaml", "aws.yaml", "gcp.yaml"))
@@ -105,6 +106,36 @@ def test_a_host_that_cannot_be_reached_is_named(tmp_path: Path, capsys: pytest.C
     assert told.count("FAILED") == 2 and "FAILED 127.0.0.2 (head): ssh: " in told and "FAILED 127.0.0.3: ssh: " in told
 
 
+def test_hosts_are_asked_before_there_is_a_token(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    content = yaml.safe_load(LOCAL.read_text())
+    content["provider"] |= {"head_ip": "127.0.0.2", "worker_ips": ["127.0.0.3"]}
+    content["auth"] = {"ssh_user": "nobody", "ssh_private_key": str(LOCAL)}
+    (tmp_path / "cluster.yaml").write_text(yaml.safe_dump(content))
+    command = ["check", f"cluster={tmp_path}/cluster.yaml", "timeout=5", "storage=/shared/runs"]
+    assert main(command) == 1
+    told = capsys.readouterr().out
+    assert "token: there is no token here yet" in told and "FAILED 127.0.0.3: ssh: " in told
+    assert "running cluster, storage: not checked, Ray does not run on the head" in told
+    token = tmp_path / ".ray" / "auth_token"
+    token.parent.mkdir()
+    token.write_text("0" * 64)
+    token.chmod(0o644)
+    main(command)
+    assert "to do" in (told := capsys.readouterr().out) and "token: others on this machine can read it" in told
+    token.chmod(0o600)
+    main(command)
+    assert "token ok" in capsys.readouterr().out
+
+
+def test_what_was_looked_at_in_some_places_names_them(capsys: pytest.CaptureFixture[str]):
+    found = [Finding("a", "ssh", True, "ok"), Finding("b", "ssh", True, "ok"), Finding("a", "ports", True, "free")]
+    print_findings(Console(width=200), "hosts", found)
+    assert capsys.readouterr().out == "hosts, all 2: ssh ok, ports free (a)\n"
+
+
 def test_a_bad_file_fails_and_says_why():
     done = drwr("launch check", "cluster=configs/demo.yaml")
     assert done.returncode == 1 and not done.stderr
@@ -160,6 +191,7 @@ def test_a_running_cluster_node_by_node(toy_dataset: Path, tmp_path: Path):
             "min_disk=1e9",
             "min_bandwidth=1e9",
             "expect=[192.0.2.7]",
+            "wait=3",
             "package=0.0.1",
         )
         assert done.returncode == 1

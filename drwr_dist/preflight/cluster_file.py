@@ -111,6 +111,8 @@ def _token(content: dict[str, Any]) -> Problems:
         yield False, f"file_mounts does not bring {TOKEN} to the hosts, so they could not join"
     elif not Path(content["file_mounts"][TOKEN]).expanduser().exists():
         yield None, "there is no token here yet: ray get-auth-token --generate"
+    elif Path(content["file_mounts"][TOKEN]).expanduser().stat().st_mode & 0o077:
+        yield None, f"others on this machine can read it: chmod 600 {content['file_mounts'][TOKEN]}"
 
 
 def _start_commands(content: dict[str, Any]) -> Problems:

@@ -44,6 +44,11 @@ class Answer:
     problem: str = ""
 
 
+def addresses_of_the_living() -> set[str]:
+    """Return the addresses of all nodes that are alive."""
+    return {entry["NodeManagerAddress"] for entry in ray.nodes() if entry["Alive"]}
+
+
 def gather_crew() -> list[Node]:
     """Start a probe on every living node, the head first."""
     for module in (probe, software):

@@ -30,7 +30,7 @@ def failed(findings: Iterable[Finding]) -> bool:
 def print_findings(console: Console, title: str, findings: Sequence[Finding]) -> None:
     """Print what was found.
 
-    First what is the same and right everywhere; then a table of the rest, one row a place and one column a check;
+    First what is the same and right wherever it was looked at; then a table of the rest, a row a place, a column a check;
     and a line for each failure and each thing to do.
     """
     places = list(dict.fromkeys(finding.place for finding in findings))
@@ -60,10 +60,12 @@ Cells = Mapping[tuple[str, str], Finding]
 
 
 def _common_value(check: str, places: list[str], cells: Cells) -> str | None:
-    """Return what a check found everywhere, or None where it is not the same or not right."""
-    found = [cells.get((place, check)) for place in places]
-    values = {finding.value for finding in found if finding is not None and finding.ok}
-    return values.pop() if len(values) == 1 and all(finding and finding.ok for finding in found) else None
+    """Return what a check found wherever it was made, or None where it is not the same or not right."""
+    found = [cells[place, check] for place in places if (place, check) in cells]
+    values = {finding.value for finding in found}
+    if len(values) != 1 or not all(finding.ok for finding in found):
+        return None
+    return values.pop() + ("" if len(found) == len(places) else f" ({', '.join(finding.place for finding in found)})")
 
 
 def _table(title: str, places: list[str], checks: list[str], cells: Cells) -> Table:

@@ -10,6 +10,7 @@ class Limits:
     """Limits of the checks."""
 
     timeout: float  # seconds that a check may take
+    wait: float  # seconds until nodes must have joined
     min_disk: float  # GiB free
     min_shm: float  # GiB free in /dev/shm
     max_clock_difference: float  # seconds

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from drwr_dist.preflight.crew import Answer, Node, ask, dismiss, gather_crew
+from drwr_dist.preflight.crew import Answer, Node, addresses_of_the_living, ask, dismiss, gather_crew
 from drwr_dist.preflight.findings import Finding
 from drwr_dist.preflight.limits import Limits
 from drwr_dist.preflight.probe import Probe
@@ -35,6 +35,7 @@ def check_nodes(wanted: Wanted, limits: Limits) -> list[Finding]:
         limits: what is asked of a node.
     """
     storage, data = wanted.storage, wanted.data
+    _wait_for(wanted.addresses, limits.wait)
     nodes = gather_crew()
     try:
         answers = ask(nodes, lambda _, node: node.actor.facts.remote(), limits.timeout)
@@ -51,13 +52,21 @@ def check_nodes(wanted: Wanted, limits: Limits) -> list[Finding]:
         dismiss(nodes)
 
 
+def _wait_for(addresses: Sequence[str], seconds: float) -> None:
+    """Wait until a node has joined at each of the addresses."""
+    deadline = time.monotonic() + seconds
+    while set(addresses) - addresses_of_the_living() and time.monotonic() < deadline:
+        time.sleep(1)
+
+
 def _absent(nodes: list[Node], addresses: Sequence[str]) -> Iterator[Finding]:
     """Name the addresses at which no node has joined."""
     for address in addresses:
         if address not in {node.address for node in nodes}:
             reason = (
-                "did not join Ray, or was lost; the check of the hosts may say why, and so does "
-                "/tmp/ray/session_latest/logs/monitor.log on the head"
+                "did not join Ray, or was lost. After ray up a worker takes a minute or two (wait=120 waits for it); "
+                "else the check of the hosts may say why, and so does ray exec FILE "
+                "'tail -n 50 /tmp/ray/session_latest/logs/monitor.log'"
             )
             yield Finding(address, "answers", False, "absent", reason)
 
