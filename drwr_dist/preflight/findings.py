@@ -30,8 +30,8 @@ def failed(findings: Iterable[Finding]) -> bool:
 def print_findings(console: Console, title: str, findings: Sequence[Finding]) -> None:
     """Print what was found.
 
-    First what is the same and right wherever it was looked at; then a table of the rest, a row a place, a column a check;
-    and a line for each failure and each thing to do.
+    First what is the same and right wherever it was looked at; then a table of the rest, a place a row, a check a
+    column; and a line for each failure and each thing to do.
     """
     places = list(dict.fromkeys(finding.place for finding in findings))
     checks = list(dict.fromkeys(finding.check for finding in findings))
