@@ -32,7 +32,17 @@ def why_not(address: str) -> str | None:
     except OSError as error:
         return f"no Ray cluster answers at {where} ({(error.strerror or str(error)).lower()})"
     # Behind TLS the question below would need its certificates, and so a token is Ray's to complain about.
-    return None if os.environ.get("RAY_USE_TLS") == "1" else _refusal(where)
+    refusal = None if os.environ.get("RAY_USE_TLS") == "1" else _refusal(where)
+    return refusal or _not_from_here(where)
+
+
+def _not_from_here(where: str) -> str | None:
+    """Say that Ray does not run on this machine: it would look for itself for a minute and more."""
+    from ray._private.services import find_node_ids
+
+    if find_node_ids():
+        return None
+    return f"this machine is no node of the cluster at {where}; submit the command to it (ray submit, ray job submit)"
 
 
 def _refusal(where: str) -> str | None:

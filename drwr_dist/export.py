@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from rich.console import Console
 
+from drwr_dist import terminal
 from drwr_dist.cli import load_options, run_verb
 from drwr_dist.errors import TrainingError, UsageError
 from drwr_dist.pretrained import located, write_weights
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str]) -> int:
         raise TrainingError(f"{path}: points differ by {found:.1e} from the network's, more than {TOLERANCE:g}")
     size = run.image_size
     Console().print(
-        f"written: {os.path.relpath(path)}  images float32 [B, 3, {size}, {size}] in [0, 1] -> points "
+        f"written: {terminal.short(path)}  images float32 [B, 3, {size}, {size}] in [0, 1] -> points "
         f"[B, {run.config.model.points}, 3]; differs from the network by at most {found:.1e}",
         soft_wrap=True,
         highlight=False,
@@ -115,7 +115,7 @@ def _export_run(run: TrainedRun, output: str | None) -> int:
         raise UsageError(f"output={output}: that is the run itself; choose another folder")
     write_weights(run, folder)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 1e6
-    Console().print(f"written: {os.path.relpath(folder)}  {size:.1f} MB, weights in half precision", soft_wrap=True)
+    Console().print(f"written: {terminal.short(folder)}  {size:.1f} MB, weights in half precision", soft_wrap=True)
     return 0
 
 

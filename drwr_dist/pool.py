@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
-from drwr_dist.errors import DrwrError
+from drwr_dist.cluster_address import why_not
+from drwr_dist.errors import DrwrError, UsageError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -140,8 +141,10 @@ def session(crew: Crew) -> Iterator[None]:
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
+    if address := os.environ.get("RAY_ADDRESS"):
+        if address != "local" and (reason := why_not(address)):
+            raise UsageError(f"RAY_ADDRESS={address}: {reason}")
+        ray.init(address=address, **quiet)
     else:
         cores = crew.workers or len(os.sched_getaffinity(0))
         ray.init(address="local", num_cpus=cores, include_dashboard=False, object_store_memory=256 * 2**20, **quiet)

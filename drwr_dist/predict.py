@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import glob
-import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -189,7 +188,7 @@ def main(arguments: Sequence[str]) -> int:
             failed = True
             print(f"error: {outcome.problem}", file=sys.stderr)
         else:
-            console.print(f"written: {os.path.relpath(task.target)}", soft_wrap=True, highlight=False)
+            console.print(f"written: {terminal.short(task.target)}", soft_wrap=True, highlight=False)
     return int(failed)
 
 

@@ -14,6 +14,9 @@ esac
 export RAY_AUTH_MODE="${RAY_AUTH_MODE:-token}"
 export RAY_USAGE_STATS_ENABLED="${RAY_USAGE_STATS_ENABLED:-0}"
 
+# `ray job stop` kills after so many seconds; Ray's 3 are too few to save a checkpoint and give the workers back.
+export RAY_JOB_STOP_WAIT_TIME_S="${RAY_JOB_STOP_WAIT_TIME_S:-120}"
+
 # The address that the other hosts reach this one by: given, or the one that this ssh session came in on, or the one
 # that leads to the head, or the first one.
 if [ -z "${DRWR_NODE_IP:-}" ]; then

@@ -59,6 +59,7 @@ def test_elastic_training_goes_on_with_the_node_that_is_left(cluster, toy_datase
     ray_cluster, nodes = cluster
     out = run_and_lose_a_node(ray_cluster, nodes[1], toy_dataset, tmp_path, "workers=[1,2]", *SETTINGS)
     assert "resuming after step" in out
+    assert "1 of at most 2 worker(s), on " in out
     check_against_undisturbed(toy_dataset, tmp_path, SETTINGS)
 
 

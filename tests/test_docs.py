@@ -53,7 +53,7 @@ VERBS: dict[str, tuple[type, Any]] = {
 # Programs that are not ours; what they are given is not looked at, but for files of the repository.
 FOREIGN = {
     "apt-get", "cat", "cd", "chmod", "colmap", "cp", "docker", "export", "git", "kubectl", "ls", "mkdir", "nft",
-    "nvidia-smi", "open", "rsync", "scp", "sqlite3", "ssh", "ssh-keygen", "tar", "wget",
+    "nvidia-smi", "open", "rsync", "scp", "sqlite3", "ssh", "ssh-keygen", "tail", "tar", "wget",
 }  # fmt: skip
 
 
@@ -161,7 +161,7 @@ def check_pip(rest: list[str]) -> None:
 
 
 def check_ray(rest: list[str]) -> None:
-    action = rest[0] if rest[0] != "job" else " ".join(rest[:2])
+    action = " ".join(rest[:2]) if rest[0] in ("job", "list") else rest[0]
     after = rest[rest.index("--") + 1 :] if "--" in rest else []
     check_files(rest[: rest.index("--")] if "--" in rest else rest)
     if action == "submit":
@@ -172,7 +172,8 @@ def check_ray(rest: list[str]) -> None:
     elif action == "job submit":
         check_command(after)
     else:
-        assert action in ("up", "down", "status", "stop", "start", "dashboard", "attach", "get-auth-token"), action
+        known = ("up", "down", "status", "stop", "start", "dashboard", "attach", "get-auth-token", "list nodes")
+        assert action in (*known, "job list", "job logs", "job stop"), action
 
 
 def check_files(words: list[str]) -> None:

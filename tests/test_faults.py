@@ -172,6 +172,7 @@ def test_too_small_a_cluster_is_not_waited_for_forever(toy_dataset: Path, tmp_pa
     finally:
         cluster.shutdown()
     assert done.returncode == 1, done.stdout
+    assert "no workers yet after" in done.stdout and "CPU 1 (1 free)" in done.stdout
     assert "cluster.start_timeout" in done.stderr and "3 worker(s) of CPU 1 each" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
 

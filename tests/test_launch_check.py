@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -180,6 +183,23 @@ def test_a_running_cluster_node_by_node(toy_dataset: Path, tmp_path: Path):
         assert sound.returncode == 0, sound.stdout + sound.stderr
         assert "nodes, all 3" in sound.stdout and "storage shared" in sound.stdout and "Mbit/s gloo" in sound.stdout
         assert not list(tmp_path.iterdir())  # nothing is left behind
+
+        # Seen from where no process of Ray's is: as from a machine that is no node.
+        elsewhere = ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-m"]
+        about = {"RAY_ADDRESS": cluster.address, "PYTHONPATH": str(REPOSITORY)}
+        for line in (
+            ["drwr_dist.launch", "check", running],
+            ["drwr_dist.train", f"data={toy_dataset}", f"storage={tmp_path}/runs", "steps=1"],
+            [
+                "drwr_dist.evaluate",
+                "run=pretrained",
+                f"data={REPOSITORY}/shards/demo",
+                "workers=2",
+                f"output={tmp_path}/found",
+            ],
+        ):
+            lost = subprocess.run([*elsewhere, *line], env=os.environ | about, capture_output=True, text=True)
+            assert lost.returncode in (1, 2) and "this machine is no node of the cluster" in lost.stderr, lost.stderr
 
         file = tmp_path / "file"
         file.touch()

@@ -4,6 +4,7 @@ import base64
 import io
 import os
 import re
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -172,5 +173,5 @@ def test_as_a_process():
     assert (done.returncode, done.stdout) == (0, f"sound: 134 objects in {DEMO}\n")
     done = drwr("shards inspect", "data=/nowhere")
     assert done.returncode == 1 and done.stderr == (
-        "error: no index.json in /nowhere: not a dataset, or an import that did not finish\n"
+        f"error: data=/nowhere: there is no such folder on {socket.gethostname()}\n"
     )

@@ -11,6 +11,7 @@ import itertools
 import json
 import math
 import os
+import socket
 import zlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
@@ -136,6 +137,8 @@ def load_index(root: str | os.PathLike[str]) -> DatasetIndex:
     try:
         raw = json.loads(_read_file(root, INDEX_NAME))
     except FileNotFoundError as error:
+        if not is_remote(root) and not os.path.isdir(root):
+            raise DataError(f"data={root}: there is no such folder on {socket.gethostname()}") from error
         raise DataError(f"no {INDEX_NAME} in {root}: not a dataset, or an import that did not finish") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON ({error}); build the dataset again or fetch it again") from error

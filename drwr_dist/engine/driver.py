@@ -32,6 +32,7 @@ from drwr_dist.storage import Storage
 from drwr_dist.validation import workers_range
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray's own list of checkpoints in the run's folder
+_USUAL_START = 60  # seconds until workers begin, on a cluster that has room for them
 OBJECT_STORE = 128 * 2**20  # bytes; no tensor goes through Ray's object store, and /dev/shm may be small
 
 
@@ -196,7 +197,7 @@ def _fit_with_progress(
     thread = threading.Thread(target=fit, daemon=True, name="fit")
     with TrainingProgress(console, config.steps) as progress, on_interrupt(_asking(board, progress)):
         thread.start()
-        shown, looked = 0, time.monotonic()
+        shown, looked, patient = 0, time.monotonic(), True
         while thread.is_alive():
             thread.join(timeout=0.3)
             shown, silence = _show(progress, board, shown)
@@ -204,8 +205,12 @@ def _fit_with_progress(
                 silence = time.monotonic() - looked
             else:
                 looked = time.monotonic()
+            if silence > min(_USUAL_START, config.cluster.start_timeout / 2) and patient:
+                patient = False  # says it once for each wait
+                progress.notice(f"no workers yet after {silence:.0f} s: {_waiting(config)}")
             if silence > config.cluster.start_timeout and thread.is_alive():
                 raise TrainingError(f"no workers for {silence:.0f} s (cluster.start_timeout): {_shortage(config)}")
+            patient = patient or silence < 1
             if should_stop():
                 board.request_stop.remote()
     if "error" in box:
@@ -215,11 +220,29 @@ def _fit_with_progress(
 
 def _shortage(config: TrainConfig) -> str:
     """Say what the workers need and what the cluster has."""
-    fewest, _ = workers_range(config.workers)
-    needs, found = scaling(config).resources_per_worker, ray.cluster_resources()
-    has = ", ".join(f"{name} {found.get(name, 0):g}" for name in needs or {})
-    wants = ", ".join(f"{name} {amount:g}" for name, amount in (needs or {}).items())
-    return f"{fewest} worker(s) of {wants} each are needed, the cluster has {has}; lower workers=…, or add nodes"
+    needed, found = _needs(config), ray.cluster_resources()
+    has = ", ".join(f"{name} {found.get(name, 0):g}" for name in needed)
+    return f"{_wanted(config)} are needed, the cluster has {has}; lower workers=…, or add nodes"
+
+
+def _waiting(config: TrainConfig) -> str:
+    """Say what the workers wait for."""
+    found, free = ray.cluster_resources(), ray.available_resources()
+    has = ", ".join(f"{name} {found.get(name, 0):g} ({free.get(name, 0):g} free)" for name in _needs(config))
+    return (
+        f"{_wanted(config)} are needed, the cluster has {has}. What an ended run has reserved comes free within three "
+        f"minutes; the wait ends after cluster.start_timeout={config.cluster.start_timeout:g} s"
+    )
+
+
+def _needs(config: TrainConfig) -> dict[str, float]:
+    """Return what each worker asks of Ray."""
+    return dict(scaling(config).resources_per_worker or {})
+
+
+def _wanted(config: TrainConfig) -> str:
+    each = ", ".join(f"{name} {amount:g}" for name, amount in _needs(config).items())
+    return f"{workers_range(config.workers)[0]} worker(s) of {each} each"
 
 
 def _show(progress: TrainingProgress, board: Any, shown: int) -> tuple[int, float | None]:

@@ -44,6 +44,7 @@ from drwr_dist.model import build_network
 from drwr_dist.monitor import METRICS, TENSORBOARD, VALIDATION, Monitor
 from drwr_dist.run import CONFIG, TrainedRun
 from drwr_dist.storage import Storage
+from drwr_dist.validation import workers_range
 
 
 class Worker:
@@ -81,6 +82,7 @@ class Worker:
         self.uploads = self._uploads() if self.rank == 0 else None
         self._trouble: str | None = None  # what went wrong on this rank alone; told to all at the next agreement
         self.stragglers = Stragglers(self._names())
+        self._tell_who_trains()
         self._terms = active_terms(config.loss) + (["student"] if config.pose.mode == "predict" else [])
         self._clock = (time.perf_counter(), 0.0)
         self.timer = StepTimer(self.device)
@@ -123,6 +125,17 @@ class Worker:
             names *= self.world_size
             dist.all_gather_object(names, names[0])
         return names
+
+    def _tell_who_trains(self) -> None:
+        """Say how many workers there are and where, if that may be otherwise: on several hosts, in elastic training."""
+        host = socket.gethostname()
+        hosts = [host] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(hosts, host)
+        fewest, most = workers_range(self.config.workers)
+        if self.courier and (len(set(hosts)) > 1 or fewest < most):
+            bound = f" of at most {most}" if fewest < most else ""
+            self.courier.notice(f"{self.world_size}{bound} worker(s), on {', '.join(dict.fromkeys(hosts))}")
 
     def _monitor(self) -> Monitor:
         if self.storage.url:  # what an earlier attempt left on this node is not what is at the URL

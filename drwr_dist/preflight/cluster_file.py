@@ -103,7 +103,13 @@ def _key(content: dict[str, Any]) -> Problems:
     if content["provider"]["type"] == "local" and key is None:
         yield False, "auth.ssh_private_key is missing: without it the head can't reach the workers"
     if key is not None and not Path(key).expanduser().exists():
-        yield None, f"there is no {key} here yet: ssh-keygen -t ed25519 -f {key}, and add it to the hosts"
+        yield (
+            None,
+            (
+                f"there is no {key} here yet: give the path of yours as auth.ssh_private_key, or make one "
+                f"(ssh-keygen -t ed25519 -f {key}), and add it to the hosts"
+            ),
+        )
 
 
 def _token(content: dict[str, Any]) -> Problems:
