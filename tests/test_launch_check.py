@@ -198,7 +198,8 @@ def test_a_running_cluster_node_by_node(toy_dataset: Path, tmp_path: Path):
                 f"output={tmp_path}/found",
             ],
         ):
-            lost = subprocess.run([*elsewhere, *line], env=os.environ | about, capture_output=True, text=True)
+            command = [*elsewhere, *line]
+            lost = subprocess.run(command, env=os.environ | about, cwd=REPOSITORY, capture_output=True, text=True)
             assert lost.returncode in (1, 2) and "this machine is no node of the cluster" in lost.stderr, lost.stderr
 
         file = tmp_path / "file"
