@@ -6,10 +6,15 @@ from pathlib import Path
 import pytest
 import torch
 from golden_report import compare, print_table  # noqa: F401 (a fixture)
+from hypothesis import settings
 from toy import make_dataset
 
 # Ray's workers would give way to whatever else runs, and the tests of the other process would keep them waiting.
 os.environ.setdefault("RAY_worker_niceness", "0")
+
+# Nothing is timed: machines are shared, and a slow example is no wrong one.
+settings.register_profile("shared machine", deadline=None)
+settings.load_profile("shared machine")
 
 
 @pytest.fixture(autouse=True)
