@@ -52,7 +52,7 @@ lint: install  ## ruff, mypy, and who imports whom
 
 coverage: install  ## which lines the fast tests run, in all processes: at least 90 % of them
 	rm -rf build/coverage
-	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage run -m pytest $(TWO)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --fail-under=90
 

@@ -6,7 +6,7 @@
     python benchmarks/quality.py --data DATA --seeds 0 --datasets chair
     python benchmarks/quality.py --quick                 # chairs of the demo shards, 150 steps, one seed
     python benchmarks/quality.py --table                 # the tables and curves of docs/quality.md, from the results
-    python benchmarks/quality.py --data DATA --shapes    # rows of shapes (trains what it draws again)
+    python benchmarks/quality.py --data DATA --shapes --methods ours dpc 2dpm supervised    # trains again what it draws
 
 All methods share network, data, batch, views, number of points and optimizer (configs/demo.yaml); only the loss
 differs. A run ends in one small file, results/quality/<dataset>/<method>-<seed>.json, and what has a file is not run
@@ -101,7 +101,8 @@ def main() -> None:
         options.data, options.datasets, options.seeds = str(ROOT / "shards" / "demo"), ["chair"], [0]
         results, steps = ROOT / "build" / "quality", 150
     if options.shapes:
-        quality_report.draw_shapes({name: trained(name, "chair", 0, options.data, steps, results) for name in METHODS})
+        drawn = [name for name in METHODS if name in options.methods]
+        quality_report.draw_shapes({name: trained(name, "chair", 0, options.data, steps, results) for name in drawn})
     elif not options.table:
         if not options.data:
             parser.error("--data: the folder of the open benchmark (or --quick)")
