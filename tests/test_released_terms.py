@@ -246,6 +246,8 @@ class TestChamfer2d:
             share = counts[1, 12:].sum() / 4000
             assert share.item() == pytest.approx(2 / 3, abs=0.04)  # as likely as the mask is opaque
         assert (silhouette_draws(images, numbers, False) % 1 == 0).all()
+        within = silhouette_draws(images, numbers, True) - silhouette_draws(images, numbers, False)
+        assert within.min() < -0.49 and within.max() > 0.49 and abs(within.mean()) < 0.02  # all over the pixel
 
     def test_released_draws_fit_the_released_coordinates(self) -> None:
         """A point that projects onto a pixel of the released image is at distance 0 from a draw of that pixel."""
