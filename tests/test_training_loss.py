@@ -14,7 +14,8 @@ from drwr_dist.engine import schedule
 from drwr_dist.errors import UsageError
 from drwr_dist.losses import drwr_loss
 from drwr_dist.losses.draws import kept_points
-from drwr_dist.losses.training import OTHER_TERMS, Views, active_terms, training_loss
+from drwr_dist.losses.sampling import pixel_coordinates
+from drwr_dist.losses.training import OTHER_TERMS, Views, _targets, active_terms, training_loss
 from drwr_dist.losses.volumetric import volumetric
 from drwr_dist.validation import validate
 
@@ -174,3 +175,14 @@ def test_impossible_objectives_are_refused(loss: dict[str, float], named: str) -
         validate(TrainConfig(loss=LossConfig(**loss)))  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="nothing would train it"):
         validate(TrainConfig(model=ModelConfig(scale_head=True)))
+
+
+def test_points_drawn_in_a_silhouette_lie_where_it_is() -> None:
+    """In the coordinates that projections have: of one pixel of the mask, all over that pixel, and nowhere else."""
+    mask = torch.zeros(1, 32, 32, dtype=F64)
+    mask[0, 5, 20] = 1
+    numbers = torch.rand(1, 4000, 3, dtype=F64)
+    drawn = _targets(mask, numbers, 16, "default")[0]
+    corners = pixel_coordinates(torch.tensor([[20.0, 5.0], [21.0, 6.0]], dtype=F64) / 32, 16)
+    assert (drawn >= corners[0]).all() and (drawn <= corners[1]).all()
+    torch.testing.assert_close(drawn.mean(0), corners.mean(0), atol=0.02, rtol=0)
