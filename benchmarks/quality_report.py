@@ -129,8 +129,9 @@ def curves(results: Path, titles: dict[str, str], equal_time: str) -> None:
         axes[1][column].set_xlim(0, axes[0][column].get_xlim()[1])
     axes[0][0].set_ylabel("val Chamfer × 100")
     axes[1][0].set_ylabel("val Chamfer × 100")
-    axes[0][-1].legend(fontsize=7)
-    figure.tight_layout()
+    named = {line.get_label(): line for axis in axes[0] for line in axis.get_lines()}
+    figure.tight_layout(rect=(0, 0.05, 1, 1))
+    figure.legend(named.values(), named, loc="lower center", ncols=len(named), fontsize=8, frameon=False)
     figure.savefig(PICTURES / "quality_curves.png", dpi=80)
     plt.close(figure)
 
