@@ -210,7 +210,7 @@ def test_the_stream_verb_prints_the_keys(toy_dataset: Path, tmp_path: Path):
 def test_the_stream_verb_refuses_nonsense(toy_dataset: Path, tmp_path: Path):
     assert drwr("shards stream", f"data={toy_dataset}", "rank=2", "world_size=2").returncode == 2
     missing = drwr("shards stream", f"data={tmp_path / 'nothing'}")
-    assert missing.returncode == 1 and "index.json" in missing.stderr and "Traceback" not in missing.stderr
+    assert missing.returncode == 1 and "no such folder" in missing.stderr and "Traceback" not in missing.stderr
 
 
 def test_a_split_without_samples_is_an_error(toy_dataset: Path):

@@ -321,7 +321,7 @@ def test_a_loss_that_is_not_finite_names_step_and_samples(toy_dataset: Path, tmp
 @pytest.mark.parametrize(
     ("arguments", "code", "names"),
     [
-        (["data=/nowhere"], 1, ["/nowhere", "index.json"]),
+        (["data=/nowhere"], 1, ["data=/nowhere", "no such folder"]),
         (["workers=5"], 2, ["workers=5", "global_batch=4"]),
         (["data.supervision_views=9"], 2, ["data.supervision_views=9", "5 views"]),
         (["loss.grid=48"], 2, ["loss.grid=48", "64"]),
