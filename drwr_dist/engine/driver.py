@@ -227,7 +227,10 @@ def _shortage(config: TrainConfig) -> str:
 
 def _waiting(config: TrainConfig) -> str:
     """Say what the workers wait for."""
-    found, free = ray.cluster_resources(), ray.available_resources()
+    try:
+        found, free = ray.cluster_resources(), ray.available_resources()
+    except Exception:  # whatever Ray raises where its head is away: that alone ends no training
+        return "the head of the cluster does not answer"
     has = ", ".join(f"{name} {found.get(name, 0):g} ({free.get(name, 0):g} free)" for name in _needs(config))
     return (
         f"{_wanted(config)} are needed, the cluster has {has}. What an ended run has reserved comes free within three "
