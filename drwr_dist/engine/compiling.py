@@ -24,6 +24,12 @@ def compiled(network: nn.Module, choice: str) -> nn.Module:
     return fast
 
 
+def begin_pass(choice: str) -> None:
+    """Say that what earlier passes have returned is no longer read, as recorded CUDA graphs need to know."""
+    if choice != "none":  # the call imports the whole compiler, which takes seconds
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+
+
 def trouble(choice: str, device: torch.device) -> str | None:
     """Say why `choice` does not work on this device, having compiled a few numbers' sum; None: it does."""
     if choice == "none":

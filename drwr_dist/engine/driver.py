@@ -64,6 +64,8 @@ def ray_session(cluster: ClusterConfig, most_workers: int) -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(cluster.timeout))
     # Seconds for a placement group. One that a lost node keeps from coming is tried again, up to start_timeout.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
+    # A checkpoint's report and the end of the run wait for the controller's next look at the workers, by default 2 s.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
     address = os.environ.get("RAY_ADDRESS") or cluster.address
     quiet: dict[str, Any] = {
         "log_to_driver": cluster.verbose,
@@ -74,6 +76,7 @@ def ray_session(cluster: ClusterConfig, most_workers: int) -> Iterator[None]:
     if address == "local":
         # The promise is that a laptop runs what a cluster runs: more workers than cores share the cores.
         cores = max(os.cpu_count() or 1, int(most_workers * cluster.cpus_per_worker + 1))
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process; nobody takes this machine away
         start_ray(cores, quiet)
     else:
         join_cluster(address, quiet)

@@ -7,7 +7,6 @@ from typing import Any
 import yaml
 
 from drwr_dist.config import from_plain
-from drwr_dist.engine.worker import Worker
 from drwr_dist.errors import DrwrError
 
 
@@ -23,6 +22,9 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
         each shard, "message": …}.
         Failures that a restart can't mend are returned rather than raised: Ray would only try them again.
     """
+    # Ray's controller and the driver import this module too, and need none of what a worker imports.
+    from drwr_dist.engine.worker import Worker
+
     config = from_plain(job["config"])
     try:
         with Worker(config, job["board"]) as worker:

@@ -96,8 +96,7 @@ class Passes:
         mixed = mixed or self.config.precision == "bfloat16"
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=mixed):
             network = self.fast if batch.keys else self.network  # nothing is compiled for no image at all
-            # What earlier passes returned is no longer read.
-            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+            compiling.begin_pass(self.config.compile)
             prediction: Prediction = network(batch.images, batch.view_images)
         return prediction.to(self.dtype)  # the losses need float32: pixel coordinates have more than 8 bits
 

@@ -68,7 +68,7 @@ class StepTimer:
         with self._timed("forward", seconds):
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._mixed()):
                 network = self.fast if batch.keys else self.network
-                torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+                compiling.begin_pass(config.compile)
                 output: Prediction = network(batch.images, batch.view_images)
             parts = {name: part for name, part in output._asdict().items() if part is not None}
             leaves = {name: part.detach().to(self.dtype).requires_grad_() for name, part in parts.items()}
