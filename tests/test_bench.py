@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from toy import SMALL_RUN, drwr
+from toy import SMALL_RUN, call, drwr
 
 from drwr_dist.bench import BenchConfig, advice
 from drwr_dist.engine.step_times import PHASES
@@ -27,7 +27,7 @@ def test_two_workers_are_timed(toy_dataset: Path, tmp_path: Path) -> None:
 
 
 def test_mistakes_are_one_line(toy_dataset: Path) -> None:
-    done = drwr("bench", f"data={toy_dataset}", "bench_steps=1")
+    done = call("bench", f"data={toy_dataset}", "bench_steps=1")
     assert done.returncode == 2 and "bench_steps=1" in done.stderr and done.stderr.count("\n") == 1
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 import trimesh
 from rich.console import Console
-from toy import drwr
+from toy import call, drwr
 
 from drwr_dist import checkpoint
 from drwr_dist.comparison import compare, intervals, resampling
@@ -199,7 +199,7 @@ def test_runs_side_by_side(runs: list[Path], tmp_path: Path):
     ],
 )
 def test_evaluate_refuses_mistakes(arguments: list[str], names: list[str]):
-    done = drwr("evaluate", *arguments)
+    done = call("evaluate", *arguments)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     for name in names:
         assert name in done.stderr
@@ -211,10 +211,10 @@ def test_results_of_another_dataset_say_so_and_can_go_elsewhere(runs: list[Path]
     run = tmp_path / "run"
     shutil.copytree(runs[0], run)
     quiet = ["predictions=false", "report=false", "references=false"]
-    assert drwr("evaluate", f"run={run}", *quiet).returncode == 0
+    assert call("evaluate", f"run={run}", *quiet).returncode == 0
     own = (run / "result.json").read_bytes()
     selection = [f"data={tmp_path / 'moved'}", *quiet]
-    done = drwr("evaluate", f"run={run}", *selection, f"output={tmp_path / 'elsewhere'}", "report=true")
+    done = call("evaluate", f"run={run}", *selection, f"output={tmp_path / 'elsewhere'}", "report=true")
     assert done.returncode == 0 and (run / "result.json").read_bytes() == own
     assert f"weights of step 1 of {load_run(run).config.steps}" in done.stdout
     elsewhere = load_result(tmp_path / "elsewhere")["splits"]["test"]
@@ -223,8 +223,8 @@ def test_results_of_another_dataset_say_so_and_can_go_elsewhere(runs: list[Path]
     assert (tmp_path / "elsewhere" / "report.html").exists() and not (run / "report.html").exists()
     (tmp_path / "file").touch()
     for which in (f"run={run}", f"runs={run},{runs[1]}"):
-        done = drwr("evaluate", which, *selection, f"output={tmp_path / 'file'}")
+        done = call("evaluate", which, *selection, f"output={tmp_path / 'file'}")
         assert done.returncode == 2 and done.stderr.count("\n") == 1 and f"output={tmp_path / 'file'}" in done.stderr
-    done = drwr("evaluate", f"run={run}", *selection)
+    done = call("evaluate", f"run={run}", *selection)
     assert done.returncode == 0 and "replaced" in done.stdout
     assert "moved" in (run / "result.txt").read_text()

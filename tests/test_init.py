@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy import SMALL_RUN, drwr
+from toy import SMALL_RUN, call, drwr
 
 from drwr_dist import checkpoint
 from drwr_dist.config import ModelConfig, TrainConfig
@@ -64,15 +64,14 @@ def test_a_run_can_start_from_a_run(evaluated: Path):
 def test_mistakes_are_found_before_any_worker_starts(
     toy_dataset: Path, tmp_path: Path, arguments: list[str], names: list[str]
 ):
-    done = drwr("train", f"data={toy_dataset}", f"storage={tmp_path}", *SMALL_RUN, *arguments, timeout=100)
+    done = call("train", f"data={toy_dataset}", f"storage={tmp_path}", *SMALL_RUN, *arguments)
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert all(name in done.stderr for name in names), done.stderr
     assert not (tmp_path / "run").exists() or not any((tmp_path / "run").glob("config.yaml"))
 
 
 def test_init_may_not_change_when_a_run_goes_on(evaluated: Path, toy_dataset: Path):
-    done = drwr(
-        "train", f"data={toy_dataset}", f"storage={evaluated.parent}", "name=start", *SMALL_RUN, *NETWORK, "steps=2",
-        timeout=100,
-    )  # fmt: skip
+    done = call(
+        "train", f"data={toy_dataset}", f"storage={evaluated.parent}", "name=start", *SMALL_RUN, *NETWORK, "steps=2"
+    )
     assert done.returncode == 2 and "init=None" in done.stderr and "overwrite=true" in done.stderr

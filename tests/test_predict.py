@@ -9,7 +9,7 @@ import torch
 import trimesh
 from browser import chromium, complaints, wait
 from PIL import Image
-from toy import drwr, untrained_run
+from toy import call, drwr, untrained_run
 
 import drwr_dist
 from drwr_dist.config import ModelConfig, TrainConfig
@@ -122,7 +122,7 @@ def test_predict_writes_a_cloud_per_image_and_reports_the_rest(run: Path, tmp_pa
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["flat.ply", "good.ply"]
     cloud = read_ply(tmp_path / "out" / "good.ply")
     assert cloud.shape == (50, 3) and np.abs(cloud).max() <= 0.5
-    one = drwr("predict", f"run={run}", f"images={images / 'good.png'}", f"output={tmp_path / 'npz'}", "format=npz")
+    one = call("predict", f"run={run}", f"images={images / 'good.png'}", f"output={tmp_path / 'npz'}", "format=npz")
     assert one.returncode == 0, one.stderr
     with np.load(tmp_path / "npz" / "good.npz", allow_pickle=False) as archive:
         assert archive["points"] == pytest.approx(cloud, abs=1e-6)  # batches differ in rounding
@@ -142,7 +142,7 @@ def test_predict_writes_a_cloud_per_image_and_reports_the_rest(run: Path, tmp_pa
 )
 def test_predict_refuses_mistakes(run: Path, tmp_path: Path, arguments: list[str], names: list[str]):
     Image.fromarray(disc(64, (32, 32), 20)).save(tmp_path / "a.png")
-    done = drwr("predict", f"run={run}", f"images={tmp_path / 'a.png'}", f"output={tmp_path}", *arguments)
+    done = call("predict", f"run={run}", f"images={tmp_path / 'a.png'}", f"output={tmp_path}", *arguments)
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     for name in names:
         assert name in done.stderr
@@ -151,14 +151,14 @@ def test_predict_refuses_mistakes(run: Path, tmp_path: Path, arguments: list[str
 def test_two_images_of_one_stem_do_not_overwrite_each_other(run: Path, tmp_path: Path):
     for suffix in ("png", "webp"):
         Image.fromarray(disc(64, (32, 32), 20)).save(tmp_path / f"same.{suffix}")
-    done = drwr("predict", f"run={run}", f"images={tmp_path}", f"output={tmp_path / 'out'}")
+    done = call("predict", f"run={run}", f"images={tmp_path}", f"output={tmp_path / 'out'}")
     assert done.returncode == 1 and "same.webp" in done.stderr and "rename" in done.stderr
 
 
 def test_a_run_without_checkpoint_or_with_a_broken_configuration(tmp_path: Path):
     config = TrainConfig(model=ModelConfig(points=50, channels=4, hidden=16))
     save_config(tmp_path, config, image_size=64)
-    done = drwr("predict", f"run={tmp_path}", "images=nothing")
+    done = call("predict", f"run={tmp_path}", "images=nothing")
     assert done.returncode == 2
     (tmp_path / "config.yaml").write_text("steps: [")
     with pytest.raises(DataError, match=r"config\.yaml"):
@@ -207,9 +207,9 @@ def test_a_mask_cuts_out_as_an_alpha_does(run: Path, tmp_path: Path):
     Image.fromarray(photograph).save(tmp_path / "photos" / "a.webp", lossless=True)
     Image.fromarray(photograph).save(tmp_path / "photos" / "b.png")
     Image.fromarray(cut[..., 3]).save(tmp_path / "masks" / "a_mask.png")
-    done = drwr("predict", f"run={run}", f"images={tmp_path}/alpha", f"output={tmp_path}/one", "format=npz")
+    done = call("predict", f"run={run}", f"images={tmp_path}/alpha", f"output={tmp_path}/one", "format=npz")
     assert done.returncode == 0, done.stderr
-    done = drwr(
+    done = call(
         "predict", f"run={run}", f"images={tmp_path}/photos", f"masks={tmp_path}/masks", f"output={tmp_path}/two",
         "format=npz", "turntable=true",
     )  # fmt: skip
@@ -244,7 +244,7 @@ def test_a_photograph_that_nothing_cuts_out_is_warned_of(run: Path, tmp_path: Pa
     on_green[cut[..., 3] == 0] = (40, 160, 40)
     for name, picture in (("white.png", on_white), ("green.png", on_green)):
         Image.fromarray(picture).save(tmp_path / name)
-    done = drwr("predict", f"run={run}", f"images={tmp_path}", f"output={tmp_path / 'out'}")
+    done = call("predict", f"run={run}", f"images={tmp_path}", f"output={tmp_path / 'out'}")
     assert done.returncode == 0 and len(list((tmp_path / "out").glob("*.ply"))) == 2
     assert done.stderr.count("warning:") == 1 and "green.png" in done.stderr and "no mask" in done.stderr
 
@@ -292,7 +292,7 @@ def test_load_gives_what_predict_writes(run: Path, tmp_path: Path):
     Image.fromarray(disc(200, (100, 100), 70)).save(tmp_path / "a.png")
     model = drwr_dist.load(run, device="cpu")
     points = model(tmp_path / "a.png")
-    done = drwr("predict", f"run={run}", f"images={tmp_path / 'a.png'}", f"output={tmp_path / 'out'}", "format=ply")
+    done = call("predict", f"run={run}", f"images={tmp_path / 'a.png'}", f"output={tmp_path / 'out'}", "format=ply")
     assert done.returncode == 0, done.stderr
     assert np.array_equal(read_ply(tmp_path / "out" / "a.ply"), points)
     pixels = disc(200, (100, 100), 70)
@@ -328,7 +328,7 @@ def test_an_exported_network_gives_the_same_points(run: Path, tmp_path: Path, ki
     """Run by onnxruntime and torch.export's own loader, with another batch size than it was exported with."""
     suffix = {"onnx": "onnx", "torch": "pt2"}[kind]
     path = tmp_path / f"network.{suffix}"
-    done = drwr("export", f"run={run}", f"format={kind}", f"output={path}")
+    done = call("export", f"run={run}", f"format={kind}", f"output={path}")
     assert done.returncode == 0, done.stderr
     images = torch.rand(5, 3, 64, 64)
     with torch.no_grad():

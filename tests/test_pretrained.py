@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from toy import REPOSITORY, SMALL_RUN, drwr, rows, untrained_run
+from toy import REPOSITORY, SMALL_RUN, call, drwr, rows, untrained_run
 
 import drwr_dist
 from drwr_dist import checkpoint
@@ -26,7 +26,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A run, and what `export format=run` makes of it."""
     folder = tmp_path_factory.mktemp("small")
     run = untrained_run(folder)
-    done = drwr("export", f"run={run}", "format=run", f"output={folder / 'handed_on'}")
+    done = call("export", f"run={run}", "format=run", f"output={folder / 'handed_on'}")
     assert done.returncode == 0, done.stderr
     return run, folder / "handed_on"
 
@@ -59,7 +59,7 @@ def test_mistakes_are_told(small: tuple[Path, Path]) -> None:
         (["format=run"], "output: format=run needs a folder"),
         (["format=run", f"output={small[0]}"], "that is the run itself"),
     ):
-        done = drwr("export", f"run={small[0]}", *arguments)
+        done = call("export", f"run={small[0]}", *arguments)
         assert done.returncode == 2 and message in done.stderr
 
 
@@ -87,7 +87,7 @@ def test_the_package_predicts_at_once(tmp_path: Path) -> None:
 
 
 def test_its_results_are_not_written_into_the_package(tmp_path: Path) -> None:
-    done = drwr("evaluate", "run=pretrained", f"data={REPOSITORY / 'shards/demo'}")
+    done = call("evaluate", "run=pretrained", f"data={REPOSITORY / 'shards/demo'}")
     assert done.returncode == 2 and "output=FOLDER" in done.stderr
 
 
@@ -95,7 +95,7 @@ def test_it_can_be_compared_with_ones_own(tmp_path: Path) -> None:
     own = untrained_run(tmp_path / "mine", image_size=128)
     selection = [f"data={REPOSITORY / 'shards/demo'}", "split=test", "categories=[car]"]
     before = sorted(FOLDER.rglob("*"))
-    done = drwr("evaluate", f"runs={own},pretrained", *selection, f"output={tmp_path / 'comparison'}")
+    done = call("evaluate", f"runs={own},pretrained", *selection, f"output={tmp_path / 'comparison'}")
     assert done.returncode == 0, done.stderr
     table = json.loads((tmp_path / "comparison" / "comparison.json").read_text())
     assert table["runs"] == ["mine", "pretrained"]

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import scipy.io
 from PIL import Image
-from toy import drwr
+from toy import call
 from view_layouts import Rendered, contents, read_all, render_blender, run_import, share_on_masks, write_dpc
 
 from drwr_dist.data.index import load_index, read_sample
@@ -45,7 +45,7 @@ class TestImport:
     def test_ground_truth_projects_onto_the_masks(
         self, root: Path, models: dict[str, Rendered], tmp_path: Path, camera: str
     ):
-        done = drwr(
+        done = call(
             "shards import", "source=dpc", f"input={root}", f"output={tmp_path / 'out'}", f"camera={camera}",
             "image_size=64", "workers=1",
         )  # fmt: skip

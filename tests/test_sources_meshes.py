@@ -11,7 +11,7 @@ import trimesh
 import webdataset
 from hypothesis import given
 from hypothesis import strategies as st
-from toy import drwr, make_meshes
+from toy import call, make_meshes
 from view_layouts import read_all
 from webdataset.tariterators import base_plus_ext
 
@@ -174,7 +174,7 @@ class TestBadMeshes:
     def test_can_be_skipped_and_are_counted(self, meshes: Path, tmp_path: Path):
         (meshes / "brick/broken.ply").write_bytes(b"ply rot")
         (meshes / "slab/flat.off").write_text("OFF\n3 1 0\n0 0 0\n1 0 0\n2 0 0\n3 0 1 2\n")
-        done = drwr(
+        done = call(
             "shards import", "source=meshes", f"input={meshes}", f"output={tmp_path / 'out'}", "skip_bad=true",
             *(f"{name}={value}" for name, value in SMALL.items()),
         )  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import trimesh
-from toy import drwr
+from toy import call
 from view_layouts import read_all, run_import
 
 from drwr_dist.data.verify import verify_dataset
@@ -61,7 +61,7 @@ def test_the_table():
 @pytest.mark.parametrize("version", [1, 2])
 def test_import(tmp_path: Path, version: int):
     root = write_release(tmp_path / "ShapeNetCore", version)
-    done = drwr(
+    done = call(
         "shards import", "source=meshes", f"input={root}", f"output={tmp_path / 'out'}", "workers=1",
         *(f"{name}={value}" for name, value in SMALL.items()),
     )  # fmt: skip
@@ -91,7 +91,7 @@ def test_one_synset(tmp_path: Path, version: int):
 def test_a_model_without_mesh_is_reported(tmp_path: Path):
     root = write_release(tmp_path / "in", 2)
     (root / "02691156/a2/models/model_normalized.obj").unlink()
-    done = drwr(
+    done = call(
         "shards import", "source=meshes", f"input={root}", f"output={tmp_path / 'out'}", "workers=1",
         *(f"{name}={value}" for name, value in SMALL.items()),
     )  # fmt: skip
@@ -110,7 +110,7 @@ def test_synsets_are_names_not_octal_numbers(tmp_path: Path):
         "views=1",
         "image_size=32",
     ]
-    done = drwr("shards import", *arguments, "categories=[03001627]")
+    done = call("shards import", *arguments, "categories=[03001627]")
     assert done.returncode == 0, done.stderr
     assert sorted(read_all(tmp_path / "out")) == ["chair/c1", "chair/c2"]
 

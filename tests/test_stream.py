@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from shard_tools import encoded, make_sample, write_samples
-from toy import drwr
+from toy import call, drwr
 
 from drwr_dist.camera import mirrored_cameras
 from drwr_dist.config import DataConfig, LoaderConfig
@@ -208,8 +208,8 @@ def test_the_stream_verb_prints_the_keys(toy_dataset: Path, tmp_path: Path):
 
 
 def test_the_stream_verb_refuses_nonsense(toy_dataset: Path, tmp_path: Path):
-    assert drwr("shards stream", f"data={toy_dataset}", "rank=2", "world_size=2").returncode == 2
-    missing = drwr("shards stream", f"data={tmp_path / 'nothing'}")
+    assert call("shards stream", f"data={toy_dataset}", "rank=2", "world_size=2").returncode == 2
+    missing = call("shards stream", f"data={tmp_path / 'nothing'}")
     assert missing.returncode == 1 and "no such folder" in missing.stderr and "Traceback" not in missing.stderr
 
 

@@ -18,7 +18,7 @@ import yaml
 from scipy.spatial import cKDTree
 from shard_tools import encoded, make_sample, write_samples
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from toy import REPOSITORY, SMALL_RUN, command, drwr, rows
+from toy import REPOSITORY, SMALL_RUN, call, command, drwr, rows
 
 from drwr_dist import checkpoint
 from drwr_dist.data.batch import as_tensor
@@ -34,6 +34,14 @@ from drwr_dist.scores import object_metrics, summarise
 
 def train(data: Path, storage: Path | str, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     return drwr("train", f"data={data}", f"storage={storage}", *SMALL_RUN, *arguments, timeout=timeout)
+
+
+EXACT = ("steps=40", "checkpoint.every=5", "precision=float64", "evaluation.references=false")
+
+
+def refuse(data: Path, storage: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Call for a training that ends before any worker starts."""
+    return call("train", f"data={data}", f"storage={storage}", *SMALL_RUN, *arguments)
 
 
 VALIDATION = ("validation.every=4", "validation.views=2")
@@ -127,22 +135,24 @@ def test_a_finished_run_says_that_it_is_complete(finished: tuple[Path, str], toy
 
 
 def test_another_learning_task_under_the_same_name_is_refused(finished: tuple[Path, str], toy_dataset: Path):
-    other = train(toy_dataset, finished[0].parent, "name=whole", "steps=8", "seed=1", timeout=60)
+    other = refuse(toy_dataset, finished[0].parent, "name=whole", "steps=8", "seed=1")
     assert other.returncode == 2 and "seed=1" in other.stderr and "overwrite=true" in other.stderr
 
 
 def test_evaluate_another_split_adds_to_the_results(finished: tuple[Path, str], toy_dataset: Path, tmp_path: Path):
     run = tmp_path / "copy"
     shutil.copytree(finished[0], run)
-    done = drwr("evaluate", f"run={run}", f"data={toy_dataset}", "split=val")
+    done = call("evaluate", f"run={run}", f"data={toy_dataset}", "split=val")
     assert done.returncode == 0, done.stderr
     result = json.loads((run / "result.json").read_text())
     assert set(result["splits"]) == {"test", "val"}
     assert "val" in (run / "result.txt").read_text()
-    assert drwr("evaluate", f"run={tmp_path / 'nothing'}").returncode == 2
+    assert call("evaluate", f"run={tmp_path / 'nothing'}").returncode == 2
 
 
-def test_training_never_reads_ground_truth(toy_dataset: Path, tmp_path: Path, finished: tuple[Path, str]):
+def test_training_never_reads_ground_truth(
+    toy_dataset: Path, tmp_path: Path, finished: tuple[Path, str], joins_ray: str
+):
     """A dataset whose ground truth is destroyed (checksums made anew) trains to the very same losses."""
     index = load_index(str(toy_dataset))
     spoilt = []
@@ -155,27 +165,32 @@ def test_training_never_reads_ground_truth(toy_dataset: Path, tmp_path: Path, fi
         tmp_path / "data", spoilt, name="toy", image_size=64, views=5, focal_length=1.875, limits=ShardLimits(samples=4)
     )
     done = train(
-        tmp_path / "data", tmp_path, "name=blind", "workers=2", "steps=8", "checkpoint.every=3", "evaluation.split="
-    )
+        tmp_path / "data", tmp_path, "name=blind", "workers=2", "steps=8", "checkpoint.every=3", "evaluation.split=",
+        joins_ray,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert [row["loss"] for row in rows(tmp_path / "blind")] == [row["loss"] for row in rows(finished[0])]
 
 
-def test_the_number_of_workers_does_not_change_the_curve(toy_dataset: Path, tmp_path: Path):
-    curves, scores = {}, {}
-    for workers in (1, 2):
-        name = f"w{workers}"
-        done = train(
-            toy_dataset, tmp_path, f"name={name}", f"workers={workers}", "steps=12", "precision=float64",
-            "evaluation.split=", "validation.every=6",
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        curves[workers] = [row["loss"] for row in rows(tmp_path / name)]
-        text = (tmp_path / name / "validation.jsonl").read_text()
-        scores[workers] = [json.loads(line)["chamfer"] for line in text.splitlines()]
-    assert len(scores[1]) == 2 and scores[1] == pytest.approx(scores[2], rel=1e-6)
-    assert curves[1] == pytest.approx(curves[2], rel=1e-9)
-    assert curves[1][0] != curves[1][-1]
+@pytest.fixture(scope="module")
+def undisturbed(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of 2 workers in float64, with whose curve others are compared."""
+    storage = tmp_path_factory.mktemp("runs")
+    done = train(toy_dataset, storage, "name=undisturbed", "workers=2", "validation.every=20", *EXACT)
+    assert done.returncode == 0, done.stderr
+    return storage / "undisturbed"
+
+
+def test_the_number_of_workers_does_not_change_the_curve(
+    toy_dataset: Path, tmp_path: Path, undisturbed: Path, joins_ray: str
+):
+    done = train(toy_dataset, tmp_path, "name=alone", "workers=1", "validation.every=20", *EXACT, joins_ray)
+    assert done.returncode == 0, done.stderr
+    curves = [[row["loss"] for row in rows(run)] for run in (tmp_path / "alone", undisturbed)]
+    assert curves[0] == pytest.approx(curves[1], rel=1e-9) and curves[0][0] != curves[0][-1]
+    texts = [(run / "validation.jsonl").read_text() for run in (tmp_path / "alone", undisturbed)]
+    scores = [[json.loads(line)["chamfer"] for line in text.splitlines()] for text in texts]
+    assert len(scores[0]) == 2 and scores[0] == pytest.approx(scores[1], rel=1e-6)
 
 
 def wait_for(
@@ -198,31 +213,26 @@ def start(data: Path, storage: Path | str, *arguments: str) -> subprocess.Popen[
     return subprocess.Popen(line, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def test_killed_and_started_again_it_ends_with_the_same_numbers(toy_dataset: Path, tmp_path: Path):
+def test_killed_and_started_again_it_ends_with_the_same_numbers(toy_dataset: Path, tmp_path: Path, undisturbed: Path):
     """SIGKILL of the driver in the middle of an epoch; the same command continues, with another number of workers."""
-    settings = ("steps=60", "checkpoint.every=5", "precision=float64", "evaluation.references=false")
-    process = start(toy_dataset, tmp_path, "name=killed", "workers=2", *settings)
-    wait_for_step(tmp_path / "killed", 10, process)
+    killed = tmp_path / "killed"
+    process = start(toy_dataset, tmp_path, "name=killed", "workers=2", *EXACT)
+    wait_for_step(killed, 10, process)
     process.kill()
     process.communicate()
-    done = train(toy_dataset, tmp_path, "name=killed", "workers=1", *settings)
+    done = train(toy_dataset, tmp_path, "name=killed", "workers=1", *EXACT)
     assert done.returncode == 0, done.stderr
     assert "resuming after step" in done.stdout
-    undisturbed = train(toy_dataset, tmp_path, "name=undisturbed", "workers=1", *settings)
-    assert undisturbed.returncode == 0, undisturbed.stderr
-    one, other = rows(tmp_path / "killed"), rows(tmp_path / "undisturbed")
-    assert [row["step"] for row in one] == list(range(1, 61))
+    one, other = rows(killed), rows(undisturbed)
+    assert [row["step"] for row in one] == list(range(1, 41))
     assert [row["loss"] for row in one] == pytest.approx([row["loss"] for row in other], rel=1e-8)
-    results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("killed", "undisturbed")]
+    results = [json.loads((run / "result.json").read_text()) for run in (killed, undisturbed)]
     scores = [result["splits"]["test"]["overall"]["chamfer"] for result in results]
     assert scores[0] == pytest.approx(scores[1], rel=1e-5)
 
 
-def test_a_killed_worker_is_replaced_and_nothing_changes(toy_dataset: Path, tmp_path: Path):
-    process = start(
-        toy_dataset, tmp_path, "name=worker", "workers=2", "steps=40", "checkpoint.every=5", "precision=float64",
-        "evaluation.split=",
-    )  # fmt: skip
+def test_a_killed_worker_is_replaced_and_nothing_changes(toy_dataset: Path, tmp_path: Path, undisturbed: Path):
+    process = start(toy_dataset, tmp_path, "name=worker", "workers=2", *EXACT)
     wait_for_step(tmp_path / "worker", 5, process)
     victim = ray_worker_of(process.pid)
     os.kill(victim, signal.SIGKILL)
@@ -231,11 +241,7 @@ def test_a_killed_worker_is_replaced_and_nothing_changes(toy_dataset: Path, tmp_
     assert "resuming after step" in out
     one = rows(tmp_path / "worker")
     assert [row["step"] for row in one] == list(range(1, 41))
-    whole = train(
-        toy_dataset, tmp_path, "name=whole", "workers=2", "steps=40", "precision=float64", "evaluation.split="
-    )
-    assert whole.returncode == 0, whole.stderr
-    assert [row["loss"] for row in one] == pytest.approx([row["loss"] for row in rows(tmp_path / "whole")], rel=1e-9)
+    assert [row["loss"] for row in one] == pytest.approx([row["loss"] for row in rows(undisturbed)], rel=1e-9)
 
 
 def ray_worker_of(driver: int) -> int:
@@ -273,13 +279,13 @@ def test_ctrl_c_and_sigterm_leave_a_checkpoint_to_continue_from(
 
 def test_validation_without_a_val_split_is_refused(tmp_path: Path):
     index = write_samples(tmp_path / "data", [encoded(make_sample(f"ball/{i}")) for i in range(4)])
-    done = train(Path(index.root), tmp_path, "steps=2", "validation.every=2", "data.supervision_views=3", timeout=60)
+    done = refuse(Path(index.root), tmp_path, "steps=2", "validation.every=2", "data.supervision_views=3")
     assert done.returncode == 2 and "validation.every=2" in done.stderr and "val split" in done.stderr
 
 
 def test_two_drivers_of_one_run_are_refused(toy_dataset: Path, tmp_path: Path):
     with run_lock(tmp_path / "busy"):
-        done = train(toy_dataset, tmp_path, "name=busy", "steps=2", timeout=60)
+        done = refuse(toy_dataset, tmp_path, "name=busy", "steps=2")
     assert done.returncode == 2 and "busy" in done.stderr
 
 
@@ -290,17 +296,17 @@ def cut_shard(data: Path, copy: Path) -> Path:
     return shard
 
 
-def test_a_truncated_shard_ends_all_workers_with_one_line(toy_dataset: Path, tmp_path: Path):
+def test_a_truncated_shard_ends_all_workers_with_one_line(toy_dataset: Path, tmp_path: Path, joins_ray: str):
     shard = cut_shard(toy_dataset, tmp_path / "data")
-    done = train(tmp_path / "data", tmp_path, "name=cut", "workers=2", "steps=50", timeout=120)
+    done = train(tmp_path / "data", tmp_path, "name=cut", "workers=2", "steps=50", joins_ray, timeout=120)
     assert done.returncode == 1
     assert shard.name in done.stderr and "truncated" in done.stderr and "Traceback" not in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_bad_samples_can_be_skipped_up_to_a_bound(toy_dataset: Path, tmp_path: Path):
+def test_bad_samples_can_be_skipped_up_to_a_bound(toy_dataset: Path, tmp_path: Path, joins_ray: str):
     cut_shard(toy_dataset, tmp_path / "data")
-    settings = ("workers=2", "steps=8", "data.on_bad_sample=skip", "evaluation.split=")
+    settings = ("workers=2", "steps=8", "data.on_bad_sample=skip", "evaluation.split=", joins_ray)
     few = train(tmp_path / "data", tmp_path, "name=few", *settings, "data.max_skip_fraction=0.5")
     assert few.returncode == 0, few.stderr
     assert "skipped" in few.stdout and rows(tmp_path / "few")[-1]["skipped"] > 0
@@ -308,10 +314,10 @@ def test_bad_samples_can_be_skipped_up_to_a_bound(toy_dataset: Path, tmp_path: P
     assert many.returncode == 1 and "data.max_skip_fraction" in many.stderr
 
 
-def test_a_loss_that_is_not_finite_names_step_and_samples(toy_dataset: Path, tmp_path: Path):
+def test_a_loss_that_is_not_finite_names_step_and_samples(toy_dataset: Path, tmp_path: Path, joins_ray: str):
     done = train(
         toy_dataset, tmp_path, "name=nan", "workers=2", "steps=50", "optimizer.learning_rate=1e38",
-        "optimizer.gradient_clip=0", "optimizer.warmup_steps=0", timeout=120,
+        "optimizer.gradient_clip=0", "optimizer.warmup_steps=0", joins_ray, timeout=120,
     )  # fmt: skip
     assert done.returncode == 1
     assert "not finite" in done.stderr and "step" in done.stderr and "Traceback" not in done.stderr
@@ -338,7 +344,7 @@ def test_mistakes_are_found_before_any_worker_starts(
     toy_dataset: Path, tmp_path: Path, arguments: list[str], code: int, names: list[str]
 ):
     begin = time.monotonic()
-    done = train(toy_dataset, tmp_path, "steps=2", *arguments)
+    done = refuse(toy_dataset, tmp_path, "steps=2", *arguments)
     assert done.returncode == code, done.stderr
     assert done.stderr.startswith("error: ") and len(done.stderr.strip().splitlines()) == 1
     for name in names:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from toy import SMALL_RUN, drwr
+from toy import SMALL_RUN, call
 
 from drwr_dist.cli import load_options
 from drwr_dist.config import TrainConfig, TuneConfig
@@ -112,7 +112,7 @@ def test_mistakes_that_need_the_data_are_found_too(tmp_path: Path, toy_dataset: 
 
 def test_the_command_ends_with_one_line_and_code_2(tmp_path: Path, toy_dataset: Path):
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({"sweep": {"space": {"loss.theta": {"low": 3, "high": 1}}}}))
-    done = drwr(
+    done = call(
         "tune", f"config={tmp_path / 'sweep.yaml'}", f"data={toy_dataset}", f"storage={tmp_path / 'runs'}", *SMALL_RUN
     )
     assert done.returncode == 2 and done.stderr.startswith("error: sweep.space: loss.theta: low=3 is above high=1")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from toy import SMALL_RUN, drwr, make_dataset, untrained_run
+from toy import SMALL_RUN, call, make_dataset, untrained_run
 
 from drwr_dist.data.index import load_index
 from drwr_dist.data.stream import SampleTable
@@ -22,7 +22,7 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_metric_that_needs_ground_truth_is_refused_before_the_start(bare: Path, tmp_path: Path):
-    done = drwr(
+    done = call(
         "train", f"data={bare}", f"storage={tmp_path}", "name=bare", *SMALL_RUN, "steps=4", "validation.every=2"
     )
     assert done.returncode == 2 and "validation.metric=silhouette_iou" in done.stderr and done.stderr.count("\n") == 1
@@ -32,7 +32,7 @@ def test_a_metric_that_needs_ground_truth_is_refused_before_the_start(bare: Path
 @pytest.fixture(scope="module")
 def evaluated(bare: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     run = untrained_run(tmp_path_factory.mktemp("run") / "run")
-    done = drwr("evaluate", f"run={run}", f"data={bare}", "split=test")
+    done = call("evaluate", f"run={run}", f"data={bare}", "split=test")
     assert done.returncode == 0, done.stderr
     return run, done.stdout
 
@@ -55,7 +55,7 @@ def test_the_picture_has_no_empty_columns(bare: Path, toy_dataset: Path, evaluat
         table = SampleTable.select(load_index(str(data)), "test")
         objects = {key: {} for key in table.keys if (run / "predictions" / f"{key}.00.ply").exists()}
         if data == toy_dataset:
-            drwr("evaluate", f"run={run}", f"data={data}", f"output={tmp_path}", "references=false", "report=false")
+            call("evaluate", f"run={run}", f"data={data}", f"output={tmp_path}", "references=false", "report=false")
             run, objects = tmp_path, {key: {} for key in table.keys}
         with Image.open(write_gallery(tmp_path, run / "predictions", table, {"objects": objects})) as sheet:
             assert sheet.width == columns * TILE
@@ -64,7 +64,7 @@ def test_the_picture_has_no_empty_columns(bare: Path, toy_dataset: Path, evaluat
 
 
 def test_objects_are_listed_with_their_splits(bare: Path):
-    done = drwr("shards", "inspect", f"data={bare}", "list=true")
+    done = call("shards", "inspect", f"data={bare}", "list=true")
     index = load_index(str(bare))
     expected = [f"{split:5} {key}" for split in ("train", "val", "test") for _, _, key in index.select(split)]
     assert sorted(expected, key=lambda line: line[6:]) == done.stdout.splitlines()[-len(expected) :]

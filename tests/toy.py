@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import io
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import trimesh
@@ -37,6 +41,22 @@ def drwr(verb: str, *arguments: str, timeout: float = 300, **environment: str) -
         cwd=REPOSITORY,
         env={**os.environ, **environment},
     )
+
+
+def call(verb: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Do in this process what `drwr` does: seconds faster, for what starts no Ray and ends by itself."""
+    from drwr_dist.cli import run_verb
+
+    module, *action = verb.split()
+    main = importlib.import_module(f"drwr_dist.{module}").main
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), mock.patch.dict(os.environ):
+        try:
+            run_verb(main, [*action, *arguments])
+        except SystemExit as end:
+            code = int(end.code or 0)
+            return subprocess.CompletedProcess(command(verb, *arguments), code, out.getvalue(), err.getvalue())
+    raise AssertionError("a verb ends with an exit code")
 
 
 def command(verb: str, *arguments: str) -> list[str]:
