@@ -19,12 +19,13 @@ NETWORK = ("model.points=20", "model.channels=1", "model.hidden=8")
 
 
 @pytest.fixture(scope="module")
-def evaluated(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def evaluated(toy_dataset: Path, ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that took TensorFlow's weights and made no step."""
     storage = tmp_path_factory.mktemp("runs")
     done = drwr(
         "train", f"data={toy_dataset}", f"storage={storage}", "name=start", *SMALL_RUN, *NETWORK, "steps=0",
-        f"init=tf_checkpoint:{STORED}", "evaluation.references=false",
+        f"init=tf_checkpoint:{STORED}", "evaluation.references=false", f"cluster.address={ray_address}",
+        RAY_AUTH_MODE="disabled",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return storage / "start"

@@ -28,13 +28,14 @@ SCORES = ("chamfer", "chamfer_predicted_to_target", "f_score_1", "silhouette_iou
 
 
 @pytest.fixture(scope="module")
-def restarted(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def restarted(toy_dataset: Path, ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was stopped after 6 of 10 steps, with a checkpoint at 4, and continued with another world size."""
     storage = tmp_path_factory.mktemp("runs")
     settings = (f"data={toy_dataset}", f"storage={storage}", "name=seen", *SMALL_RUN)
+    settings += (f"cluster.address={ray_address}",)
     settings += ("validation.every=5", "monitor.pictures_every=5", "checkpoint.every=4", "steps=10")
     for workers in (1, 2):
-        done = drwr("train", *settings, f"workers={workers}")
+        done = drwr("train", *settings, f"workers={workers}", RAY_AUTH_MODE="disabled")
         assert done.returncode == 0, done.stderr
         if workers == 1:  # as if it had been killed after step 8: the last checkpoint and the result are gone
             run = storage / "seen"

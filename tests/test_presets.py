@@ -70,10 +70,10 @@ def test_the_other_grids_are_one_word(grid: int):
     assert config.loss.grid == grid
 
 
-def test_the_paper_preset_trains(toy_dataset: Path, tmp_path: Path):
+def test_the_paper_preset_trains(toy_dataset: Path, tmp_path: Path, joins_ray: str):
     done = drwr(
         "train", f"config={REPOSITORY / 'configs/paper.yaml'}", f"data={toy_dataset}", f"storage={tmp_path}", "steps=3",
-        "log_every=1", "evaluation.references=false", "evaluation.predictions=false",
+        "log_every=1", "evaluation.references=false", "evaluation.predictions=false", joins_ray,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     history = rows(tmp_path / "paper")

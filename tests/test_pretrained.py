@@ -16,6 +16,7 @@ import drwr_dist
 from drwr_dist import checkpoint
 from drwr_dist.data.index import load_index
 from drwr_dist.data.stream import SampleTable
+from drwr_dist.engine.initial_weights import initial_weights
 from drwr_dist.point_cloud import read_ply
 from drwr_dist.pretrained import FOLDER, located
 from drwr_dist.run import load_run
@@ -43,6 +44,13 @@ def test_a_run_that_is_handed_on_predicts_the_same_to_half_precision(small: tupl
     assert not {path.suffix for path in small[1].rglob("*") if path.is_file()} - {".yaml", ".pt", ".json"}
 
 
+def test_its_weights_are_those_that_training_starts_from(small: tuple[Path, Path]) -> None:
+    run = load_run(small[1])
+    found = initial_weights(str(small[1]), run.config, run.image_size)
+    assert all(torch.equal(found[name], weight) for name, weight in run.model.state_dict().items())
+
+
+@pytest.mark.slow
 def test_training_starts_from_it(small: tuple[Path, Path], toy_dataset: Path, tmp_path: Path) -> None:
     model = load_run(small[1]).config.model
     network = [f"model.{name}={getattr(model, name)}" for name in ("points", "channels", "hidden", "decoder_std")]

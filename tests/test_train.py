@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,19 +22,24 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from toy import REPOSITORY, SMALL_RUN, call, command, drwr, rows
 
 from drwr_dist import checkpoint
+from drwr_dist.config import TrainConfig
 from drwr_dist.data.batch import as_tensor
 from drwr_dist.data.index import load_index, read_sample
 from drwr_dist.data.sample import composite, split_members
 from drwr_dist.data.stream import SampleTable
 from drwr_dist.data.writer import EncodedSample, ShardLimits, write_dataset
 from drwr_dist.engine.driver import run_lock
+from drwr_dist.engine.skips import limit_skips
+from drwr_dist.errors import TrainingError
 from drwr_dist.point_cloud import read_ply
 from drwr_dist.run import load_run
 from drwr_dist.scores import object_metrics, summarise
 
 
-def train(data: Path, storage: Path | str, *arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
-    return drwr("train", f"data={data}", f"storage={storage}", *SMALL_RUN, *arguments, timeout=timeout)
+def train(
+    data: Path, storage: Path | str, *arguments: str, timeout: float = 300, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    return drwr("train", f"data={data}", f"storage={storage}", *SMALL_RUN, *arguments, timeout=timeout, **environment)
 
 
 EXACT = ("steps=40", "checkpoint.every=5", "precision=float64", "evaluation.references=false")
@@ -173,10 +179,11 @@ def test_training_never_reads_ground_truth(
 
 
 @pytest.fixture(scope="module")
-def undisturbed(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(toy_dataset: Path, ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of 2 workers in float64, with whose curve others are compared."""
     storage = tmp_path_factory.mktemp("runs")
-    done = train(toy_dataset, storage, "name=undisturbed", "workers=2", "validation.every=20", *EXACT)
+    settings = ("name=undisturbed", "workers=2", "validation.every=20", *EXACT, f"cluster.address={ray_address}")
+    done = train(toy_dataset, storage, *settings, RAY_AUTH_MODE="disabled")
     assert done.returncode == 0, done.stderr
     return storage / "undisturbed"
 
@@ -304,12 +311,27 @@ def test_a_truncated_shard_ends_all_workers_with_one_line(toy_dataset: Path, tmp
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_bad_samples_can_be_skipped_up_to_a_bound(toy_dataset: Path, tmp_path: Path, joins_ray: str):
+def test_skips_are_bounded_by_a_share_of_an_epoch_then_of_all_that_was_seen():
+    config = TrainConfig(global_batch=4, steps=100)
+    config.data.max_skip_fraction = 0.25
+    limit_skips(Counter({"a.tar": 2, "b.tar": 3}), config, samples=20, step=0)
+    with pytest.raises(TrainingError, match=r"step 4: 6 samples .* data\.max_skip_fraction=0\.25"):
+        limit_skips(Counter({"a.tar": 2, "b.tar": 4}), config, samples=20, step=4)
+    limit_skips(Counter({"a.tar": 2, "b.tar": 4}), config, samples=20, step=5)
+
+
+def test_bad_samples_can_be_skipped(toy_dataset: Path, tmp_path: Path, joins_ray: str):
     cut_shard(toy_dataset, tmp_path / "data")
     settings = ("workers=2", "steps=8", "data.on_bad_sample=skip", "evaluation.split=", joins_ray)
     few = train(tmp_path / "data", tmp_path, "name=few", *settings, "data.max_skip_fraction=0.5")
     assert few.returncode == 0, few.stderr
     assert "skipped" in few.stdout and rows(tmp_path / "few")[-1]["skipped"] > 0
+
+
+@pytest.mark.slow
+def test_too_many_bad_samples_end_all_workers(toy_dataset: Path, tmp_path: Path, joins_ray: str):
+    cut_shard(toy_dataset, tmp_path / "data")
+    settings = ("workers=2", "steps=8", "data.on_bad_sample=skip", "evaluation.split=", joins_ray)
     many = train(tmp_path / "data", tmp_path, "name=many", *settings, "data.max_skip_fraction=0.01")
     assert many.returncode == 1 and "data.max_skip_fraction" in many.stderr
 
