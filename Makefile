@@ -50,9 +50,9 @@ lint: install  ## ruff, mypy, and who imports whom
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-coverage: install  ## which lines the fast tests run; those that run in workers of Ray alone are not counted
+coverage: install  ## which lines the fast tests run, in Ray's workers too
 	rm -rf build/coverage
-	$(BIN)/coverage run -m pytest $(TWO)
+	PYTHONPATH=$(CURDIR)/tests/ray_coverage $(BIN)/coverage run -m pytest $(TWO)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report --fail-under=85
 

@@ -177,10 +177,15 @@ def prepare(storage: Storage, config: TrainConfig, index: DatasetIndex, console:
     if config.overwrite and (run / CONFIG).exists():
         gone = ", ".join(sorted({*storage.clear(), *remove(run)}))
         console.print(f"overwrite=true: removed from {storage.address}: {gone}", highlight=False)
-    if (run / CONFIG).exists():
+    if (run / CONFIG).exists() and has_begun(storage):
         refuse_changes(run, config)
     save_config(run, config, index.image_size)
     storage.publish(CONFIG)
+
+
+def has_begun(storage: Storage) -> bool:
+    """Say whether the run has learned anything; one that was refused at its start leaves its configuration alone."""
+    return bool(checkpoint.names(storage.address)) or (storage.folder / METRICS).exists()
 
 
 def is_complete(storage: Storage, config: TrainConfig) -> bool:

@@ -284,6 +284,13 @@ def test_ctrl_c_and_sigterm_leave_a_checkpoint_to_continue_from(
     assert [row["step"] for row in rows(tmp_path / "stopped")] == list(range(1, step + 4))
 
 
+def test_a_run_that_was_refused_at_its_start_may_become_another(toy_dataset: Path, tmp_path: Path):
+    for seed in (0, 1):
+        done = refuse(toy_dataset, tmp_path, "name=refused", f"seed={seed}", "cluster.address=127.0.0.1:1")
+        assert done.returncode == 2 and "no Ray cluster" in done.stderr
+    assert yaml.safe_load((tmp_path / "refused" / "config.yaml").read_text())["seed"] == 1
+
+
 def test_validation_without_a_val_split_is_refused(tmp_path: Path):
     index = write_samples(tmp_path / "data", [encoded(make_sample(f"ball/{i}")) for i in range(4)])
     done = refuse(Path(index.root), tmp_path, "steps=2", "validation.every=2", "data.supervision_views=3")
