@@ -38,8 +38,8 @@ pretrained: install  ## train the network that comes with the package again (740
 test: install  ## the tests that CI runs
 	$(BIN)/python -m pytest $(TWO)
 
-test-all: install  ## the slow tests too
-	$(BIN)/python -m pytest -m '' $(TWO)
+test-all: install  ## the slow tests too, but for those of test-cluster
+	$(BIN)/python -m pytest -m '' --ignore tests/cluster $(TWO)
 
 test-cluster: install  ## Ray on five hosts in namespaces, trained on and broken (root; iproute2, openssh-server, rsync, curl; slurm-wlm)
 	$(BIN)/python -m pytest tests/cluster -m '' -rs

@@ -27,8 +27,9 @@ def _one_seed() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the file that takes longest, so that the other process has something left to do beside it."""
-    items.sort(key=lambda item: item.path.name != "test_train.py")
+    """Begin with the files that take longest, so that the other process has something left to do beside them."""
+    longest = ["test_train.py", "test_tune.py"]
+    items.sort(key=lambda item: longest.index(item.path.name) if item.path.name in longest else len(longest))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
