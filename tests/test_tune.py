@@ -115,13 +115,13 @@ def test_a_sweep_leaves_what_it_promises(boxes: Path, tmp_path: Path):
 
 @pytest.mark.parametrize("scheduler", ["none", "halving"])
 def test_killed_twice_it_ends_like_an_undisturbed_one(boxes: Path, tmp_path: Path, scheduler: str):
-    """First before Ray Tune has written anything (of eight trials, its own restore would run one), then anywhere."""
+    """First before Ray Tune has written anything (of four trials, its own restore would run one), then anywhere."""
     settings = ["steps=30", "checkpoint.every=5", "precision=float64", "sweep.candidates=3", "sweep.asha.first_rung=10",
-                f"sweep.scheduler={scheduler}", "sweep.report=false"]  # fmt: skip
+                "sweep.categories=[brick]", f"sweep.scheduler={scheduler}", "sweep.report=false"]  # fmt: skip
     line = arguments(boxes, tmp_path, "killed", RATE, *settings)
     sweep = tmp_path / "killed"
     process = start(*line)
-    wait_until(process, sweep, lambda found: len(found) == 8)
+    wait_until(process, sweep, lambda found: len(found) == 4)
     process.kill()
     process.communicate()
     process = start(*line)
@@ -133,7 +133,7 @@ def test_killed_twice_it_ends_like_an_undisturbed_one(boxes: Path, tmp_path: Pat
     done = tune(*line)
     assert done.returncode == 0, done.stderr
     found = entries(sweep)
-    assert len(found) == 8 and all(trial.ended for trial in found.values())
+    assert len(found) == 4 and all(trial.ended for trial in found.values())
     assert all(found[name].history == history for name, history in kept.items()), "finished trials were kept"
     undisturbed = tune(*arguments(boxes, tmp_path, "undisturbed", RATE, *settings))
     assert undisturbed.returncode == 0, undisturbed.stderr
@@ -170,7 +170,7 @@ def test_more_trials_than_slots_with_early_stopping(boxes: Path, tmp_path: Path)
     """A trial that ends early gives its workers' places back, else the sweep would starve (ray issue 54305)."""
     done = tune(
         *arguments(boxes, tmp_path, "asha", RATE, "steps=540", "log_every=20", "workers=2",
-                   "cluster.cpus_per_worker=0.25", "sweep.candidates=9", "sweep.categories=[brick]",
+                   "cluster.cpus_per_worker=0.25", "sweep.candidates=7", "sweep.categories=[brick]",
                    "sweep.scheduler=asha", "sweep.asha.first_rung=60", "sweep.concurrent=2",
                    "sweep.report=false"), timeout=1200,
     )  # fmt: skip
@@ -178,7 +178,7 @@ def test_more_trials_than_slots_with_early_stopping(boxes: Path, tmp_path: Path)
     assert "2 at the same time" in done.stdout
     found = entries(tmp_path / "asha")
     states = [trial.state for trial in found.values()]
-    assert len(found) == 10 and states.count(STOPPED) >= 3 and states.count(FINISHED) >= 1
+    assert len(found) == 8 and states.count(STOPPED) >= 2 and states.count(FINISHED) >= 1
     assert found["000-brick"].state == FINISHED
     assert all(
         trial.last["step"] < 540 and "go on" in trial.reason for trial in found.values() if trial.state == STOPPED

@@ -59,13 +59,7 @@ def run_lock(run: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def ray_session(cluster: ClusterConfig, most_workers: int) -> Iterator[None]:
     """Start Ray on this machine, or join the cluster that the configuration or RAY_ADDRESS names."""
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(cluster.timeout))
-    # Seconds for a placement group. One that a lost node keeps from coming is tried again, up to start_timeout.
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
-    # A checkpoint's report and the end of the run wait for the controller's next look at the workers, by default 2 s.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
     address = os.environ.get("RAY_ADDRESS") or cluster.address
     quiet: dict[str, Any] = {
         "log_to_driver": cluster.verbose,
@@ -149,6 +143,7 @@ def train(
     check_compile(config.compile, scaling(config).use_gpu)
     # What lies on disk is the truth (see drwr_dist.checkpoint); Ray's list may be cut off or outdated after a kill.
     (run / SNAPSHOT).unlink(missing_ok=True)
+    set_up_ray_train(config.cluster.timeout)
     board = start_board()
     trainer = TorchTrainer(
         train_worker,
@@ -165,6 +160,20 @@ def train(
     if outcome.get("outcome") == "failed":
         raise TrainingError(outcome["message"])
     return outcome
+
+
+def set_up_ray_train(timeout: float) -> None:
+    """Set what Ray Train passes on from this process's environment: the driver's, or a trial's on any node.
+
+    Args:
+        timeout: seconds for the workers to agree.
+    """
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(timeout))
+    # Seconds for a placement group. One that a lost node keeps from coming is tried again, up to start_timeout.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
+    # A checkpoint's report and the end of the run wait for the controller's next look at the workers, by default 2 s.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
 
 
 def start_board() -> Any:
