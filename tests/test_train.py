@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -28,7 +29,7 @@ from drwr_dist.data.index import load_index, read_sample
 from drwr_dist.data.sample import composite, split_members
 from drwr_dist.data.stream import SampleTable
 from drwr_dist.data.writer import EncodedSample, ShardLimits, write_dataset
-from drwr_dist.engine.driver import run_lock
+from drwr_dist.engine.driver import run_lock, set_up_ray_train
 from drwr_dist.engine.skips import limit_skips
 from drwr_dist.errors import TrainingError
 from drwr_dist.point_cloud import read_ply
@@ -289,6 +290,18 @@ def test_a_run_that_was_refused_at_its_start_may_become_another(toy_dataset: Pat
         done = refuse(toy_dataset, tmp_path, "name=refused", f"seed={seed}", "cluster.address=127.0.0.1:1")
         assert done.returncode == 2 and "no Ray cluster" in done.stderr
     assert yaml.safe_load((tmp_path / "refused" / "config.yaml").read_text())["seed"] == 1
+
+
+@pytest.mark.parametrize(("workers", "seconds"), [(2, 0.25), ([8, 100], 1.0), (4096, 2.0)])
+def test_the_controller_looks_less_often_at_more_workers(workers: int | list[int], seconds: float):
+    name = "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"
+    with mock.patch.dict(os.environ):
+        os.environ.pop(name, None)
+        set_up_ray_train(TrainConfig(workers=workers))
+        assert float(os.environ[name]) == seconds
+        os.environ[name] = "5"
+        set_up_ray_train(TrainConfig(workers=workers))
+        assert os.environ[name] == "5"
 
 
 def test_validation_without_a_val_split_is_refused(tmp_path: Path):

@@ -143,7 +143,7 @@ def train(
     check_compile(config.compile, scaling(config).use_gpu)
     # What lies on disk is the truth (see drwr_dist.checkpoint); Ray's list may be cut off or outdated after a kill.
     (run / SNAPSHOT).unlink(missing_ok=True)
-    set_up_ray_train(config.cluster.timeout)
+    set_up_ray_train(config)
     board = start_board()
     trainer = TorchTrainer(
         train_worker,
@@ -162,18 +162,15 @@ def train(
     return outcome
 
 
-def set_up_ray_train(timeout: float) -> None:
-    """Set what Ray Train passes on from this process's environment: the driver's, or a trial's on any node.
-
-    Args:
-        timeout: seconds for the workers to agree.
-    """
+def set_up_ray_train(config: TrainConfig) -> None:
+    """Set what Ray Train passes on from this process's environment: the driver's, or a trial's on any node."""
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(timeout))
+    os.environ.setdefault("RAY_TRAIN_COLLECTIVE_TIMEOUT_S", str(config.cluster.timeout))
     # Seconds for a placement group. One that a lost node keeps from coming is tried again, up to start_timeout.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "20")
-    # A checkpoint's report and the end of the run wait for the controller's next look at the workers, by default 2 s.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+    # A checkpoint's report and the end of the run wait for the controller's next look at all workers, by default 2 s.
+    look = min(max(0.25, workers_range(config.workers)[1] / 100), 2.0)
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(look))
 
 
 def start_board() -> Any:
