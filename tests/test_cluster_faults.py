@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -34,10 +33,7 @@ def run_and_lose_a_node(cluster: Cluster, node: object, data: Path, storage: Pat
         *arguments,
     )  # fmt: skip
     process = subprocess.Popen(line, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 120
-    while not (storage / "nodes" / "checkpoints" / "step-00000050").exists():
-        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
-        time.sleep(0.2)
+    wait_for_step(storage / "nodes", 50, process)
     cluster.remove_node(node, allow_graceful=False)
     out, err = process.communicate(timeout=420)
     assert process.returncode == 0, err
