@@ -11,6 +11,6 @@ VERBS = {
     "launch": "check a cluster before it is used",
 }
 
-print("usage: python -m drwr_dist.VERB [config=FILE] key=value …   (each verb has --help)\n")
+print("usage: python -m drwr_dist.VERB key=value …   (each verb has --help; config=FILE brings keys from a file)\n")
 for verb, summary in VERBS.items():
     print(f"  python -m drwr_dist.{verb.ljust(8)}  {summary}")

@@ -2,7 +2,7 @@
 
 What is stored is the truth: a checkpoint counts once it is complete and its checksum holds, even where the process
 died before Ray heard of it. Writing goes to a temporary name, is flushed, then renamed; at a URL, which knows no
-renaming, `meta.json` comes last.
+renaming, `meta.json` comes last: what lacks it there is an upload that was not finished, and does not count.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,16 @@ def step_of(name: str) -> int:
 
 def names(run: Run) -> list[str]:
     """Return the checkpoints of a run, newest first; unfinished ones are not among them."""
+    return [name for name in _listed(run) if _is_finished(run, name)]
+
+
+def folders(run: Path) -> list[Path]:
+    """Return the checkpoints of a run that lies in a folder, newest first."""
+    return [run / FOLDER / name for name in names(run)]
+
+
+def _listed(run: Run) -> list[str]:
+    """Return the names that are there, newest first; at a URL some may be of uploads that were not finished."""
     place = _place(run)
     if is_remote(place):
         found = remote_names(join(place, FOLDER))
@@ -64,9 +76,15 @@ def names(run: Run) -> list[str]:
     return sorted((name for name in found if _NAME.fullmatch(name)), reverse=True)
 
 
-def folders(run: Path) -> list[Path]:
-    """Return the checkpoints of a run that lies in a folder, newest first."""
-    return [run / FOLDER / name for name in names(run)]
+def _is_finished(run: Run, name: str) -> bool:
+    """Say whether a name that is there is of a whole checkpoint; at a URL, whether its last file has arrived."""
+    if not is_remote(_place(run)):
+        return True  # it got its name when it was whole: a file that it lacks is damage
+    try:
+        _read(run, name, META)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 # --- writing ---------------------------------------------------------------------------------------------------
@@ -102,19 +120,52 @@ def write(run: Path, step: int, state: dict[str, Any], meta: dict[str, Any]) -> 
 
 
 def send(run: Path, name: str, url: str) -> None:
-    """Copy a checkpoint of a run's folder to the run's URL.
+    """Copy a checkpoint of a run's folder to the run's URL, whole even if it is pruned in the folder meanwhile.
 
     Raises:
+        FileNotFoundError: it is not in the folder, or no longer; nothing was sent.
         DataError: it can't be written; it doesn't count there then.
     """
     target = join(join(url, FOLDER), name)
-    remove_remote(target, META)  # what stands there, if anything, does not count while it is being replaced
-    upload(run / FOLDER / name / STATE, target)
-    upload(run / FOLDER / name / META, target)
+    with _held(run / FOLDER / name) as held:
+        remove_remote(target, META)  # what stands there, if anything, does not count while it is being replaced
+        upload(held / STATE, target)
+        upload(held / META, target)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[Path]:
+    """Yield a folder with the files of a checkpoint, which stay there whatever becomes of the checkpoint."""
+    held = folder.with_name(f".{folder.name}.sending")
+    try:
+        _hold(folder, held)
+        yield held
+    finally:
+        shutil.rmtree(held, ignore_errors=True)
+
+
+def _hold(folder: Path, held: Path) -> None:
+    try:
+        shutil.rmtree(held, ignore_errors=True)
+        held.mkdir()
+        for file in (STATE, META):
+            try:
+                os.link(folder / file, held / file)
+            except FileNotFoundError:
+                raise
+            except OSError:  # a file system without hard links
+                shutil.copyfile(folder / file, held / file)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise DataError(f"{folder}: can't be sent ({error})") from error
 
 
 def prune(run: Run, keep: int, metric: str | None = None, drop: tuple[str, ...] = ()) -> None:
     """Remove all but the `keep` newest checkpoints and the best one, and leftovers of interrupted writes.
+
+    Among these are uploads that were not finished, where a newer checkpoint was. So who uploads to a URL calls this
+    between two uploads, not during one.
 
     Args:
         run: folder or URL.
@@ -122,10 +173,12 @@ def prune(run: Run, keep: int, metric: str | None = None, drop: tuple[str, ...] 
         metric: of the validation, that decides which is the best; None: none is.
         drop: names of damaged checkpoints, which go.
     """
-    place = _place(run)
-    sound = [name for name in names(run) if name not in drop]
+    place, listed = _place(run), _listed(run)
+    finished = [name for name in listed if _is_finished(run, name)]
+    sound = [name for name in finished if name not in drop]
+    unfinished = [name for name in listed if name not in finished and name < max(finished, default="")]
     best = best_of(run, metric, drop) if metric else None
-    for name in [*sound[keep:], *(name for name in names(run) if name in drop)]:
+    for name in [*sound[keep:], *unfinished, *(name for name in finished if name in drop)]:
         if name != best:
             _remove(place, name)
     for path in Path(place, FOLDER).glob(".step-*.partial") if not is_remote(place) else ():
@@ -149,7 +202,7 @@ def best_of(run: Run, metric: str, without: tuple[str, ...] = ()) -> str | None:
     Checkpoints whose names are in `without`, because they are damaged, do not count.
     """
     scores = {}
-    for name in reversed(names(run)):
+    for name in reversed(_listed(run)):  # an unfinished one has no score
         value = _meta(run, name).get("validation", {}).get(metric)
         if isinstance(value, (int, float)) and name not in without:
             scores[name] = value if metric in LOWER_IS_BETTER else -value
@@ -193,6 +246,8 @@ def choose(run: Run, which: str, metric: str) -> str | None:
 
 def load_newest(run: Run) -> Loaded | None:
     """Read the newest sound checkpoint of a run, or return None where there is none yet.
+
+    An upload that was not finished is none, and no damage either.
 
     Raises:
         TrainingError: there are checkpoints, but every one of them is damaged.

@@ -7,7 +7,6 @@ import socket
 from pathlib import Path
 
 CONNECT_TIMEOUT = 5.0  # seconds until something must answer at an address
-_LAST_CLUSTER = Path(os.environ.get("RAY_TMPDIR", "/tmp/ray")) / "ray_current_cluster"  # Ray's note for address=auto
 _QUESTION = "/ray.rpc.NodeInfoGcsService/GetClusterId"  # the first that Ray asks; it needs the token
 
 
@@ -20,7 +19,7 @@ def why_not(address: str) -> str | None:
     where = address
     if address == "auto":
         try:
-            where = _LAST_CLUSTER.read_text().strip()
+            where = _note_of_ray().read_text().strip()
         except OSError:
             return "Ray does not run on this host; start it, or give HOST:PORT"
     host, colon, port = where.rpartition(":")
@@ -34,6 +33,12 @@ def why_not(address: str) -> str | None:
     # Behind TLS the question below would need its certificates, and so a token is Ray's to complain about.
     refusal = None if os.environ.get("RAY_USE_TLS") == "1" else _refusal(where)
     return refusal or _not_from_here(where)
+
+
+def _note_of_ray() -> Path:
+    """Return where Ray notes the address of the cluster that was started here last."""
+    temporary = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    return Path(temporary, "ray", "ray_current_cluster")
 
 
 def _not_from_here(where: str) -> str | None:

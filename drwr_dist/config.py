@@ -6,7 +6,7 @@ and the unit. This module imports nothing of the package, so that everything may
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 # What may differ when a run is continued: none of it changes what is learnt.
 FREE_KEYS = {"name", "storage", "steps", "workers", "log_every", "overwrite"}
 FREE_KEYS |= {"compile", "communication.accumulate", "communication.static_graph"}
+FREE_KEYS |= {"data.on_bad_sample", "data.max_skip_fraction"}  # a run that damage ended may go on without it
 FREE_GROUPS = {"loader", "checkpoint", "validation", "evaluation", "monitor", "cluster"}
 
 
@@ -50,6 +51,10 @@ class LossConfig:
     def released(cls) -> LossConfig:
         """Return the weights and constants of the released configuration."""
         return cls(semantics="released", unary_weight=1.0, repulsion_weight=3.0, repulsion_weight_end=None)
+
+
+LOSS_TERMS = tuple(entry.name.removesuffix("_weight") for entry in fields(LossConfig) if entry.name.endswith("_weight"))
+TERMS_OF_DEFAULT = {"coverage", "crowding"}  # which loss.semantics=released does not know
 
 
 @dataclass
@@ -169,7 +174,7 @@ class ClusterConfig:
 
     address: str = "local"  # local starts Ray here | auto joins the running cluster | HOST:PORT; RAY_ADDRESS wins
     cpus_per_worker: float = 1.0  # CPUs that Ray reserves per worker; PyTorch uses as many threads (at least 1)
-    gpus_per_worker: float = -1.0  # GPUs per worker; -1: 1 where the cluster has GPUs, else 0
+    gpus_per_worker: float = -1.0  # GPUs per worker; -1: 1 where the cluster has one for each, else 0
     max_failures: int = 3  # worker group restarts before the run fails
     start_timeout: int = 600  # seconds that the run may be without its workers, at the start or after a loss
     timeout: int = 300  # seconds that a collective operation may wait for a lost worker
@@ -236,7 +241,7 @@ class SweepConfig:
     scheduler: str = "none"  # none | asha | halving | pbt: which trials end early or change on the way
     metric: str = "chamfer"  # chamfer | f_score_1 | f_score_2 | silhouette_iou, on the split val
     concurrent: int = 0  # trials at the same time; 0: as many as the cluster holds
-    driver_cpus: float = 0.1  # CPUs that Ray reserves for the process that drives a trial
+    driver_cpus: float = 0.1  # CPUs that a cluster reserves for the process that drives a trial
     max_failures: int = 2  # times that a trial is started again when the process that drives it is lost
     retry_failed: bool = False  # run failed trials again
     keep: int = 3  # trials per category, and candidates in the shared ranking, whose weights stay on disk

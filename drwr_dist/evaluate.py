@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,9 +22,9 @@ from drwr_dist import terminal
 from drwr_dist.cli import load_options, run_verb
 from drwr_dist.comparison import compare, print_comparison, write_comparison
 from drwr_dist.data.index import SPLITS, DatasetIndex, load_index
-from drwr_dist.data.remote import is_remote
+from drwr_dist.data.remote import absolute
 from drwr_dist.data.stream import SampleTable
-from drwr_dist.errors import UsageError
+from drwr_dist.errors import DataError, UsageError
 from drwr_dist.measuring import MEAN_SHAPE, TRAINED, UNTRAINED, Job, Subject, constant, measure, subject_predictor
 from drwr_dist.measuring import aligned as aligned
 from drwr_dist.metrics import EARTH_MOVER_POINTS
@@ -61,6 +60,7 @@ class EvaluateOptions:
     references: bool = True  # evaluate the untrained network and the mean shape too
     report: bool = True  # write report.html: shapes to turn, tables and learning curves in one file
     earth_mover: int = 0  # points matched for the Earth mover's distance, at most 2048 (1 s a view); 0: not computed
+    skip_bad: bool = False  # leave damaged objects out and count them; done too where data.on_bad_sample=skip trained
     workers: int = 1  # 1: this process; more, or 0 for all cores: Ray tasks, on the cluster of RAY_ADDRESS or here
 
 
@@ -133,7 +133,7 @@ def measure_run(run: TrainedRun, options: EvaluateOptions, console: Console) -> 
     with session(crew):
         block = measure(predictor, table, job, crew, save, f"{name}: trained", console)
         if frames:
-            block["poses"] = pose_metrics(rotations(run, table, device), frames)
+            block["poses"] = pose_metrics(rotations(run, table, device, skip=job.skip), frames)
         if options.references:
             block["references"] = references(run, table, job, options, name, console, device)
     part = {"data": other_data(run, options), "categories": list(options.categories), "shards": list(shards)}
@@ -149,15 +149,15 @@ def other_data(run: TrainedRun, options: EvaluateOptions) -> list[str]:
     return [absolute(options.data)]
 
 
-def absolute(data: str) -> str:
-    """Return where a dataset is, from any folder."""
-    return data if is_remote(data) else os.path.abspath(data)
-
-
 def chosen(options: EvaluateOptions) -> tuple[str | None, tuple[str, ...]]:
     """Return the split (None: that of the shards) and the patterns of the shards that the options ask for."""
     shards = tuple(name.strip() for name in (options.shards or "").split(",") if name.strip())
     return options.split or (None if shards else "test"), shards
+
+
+def skips(run: TrainedRun, options: EvaluateOptions) -> bool:
+    """Say whether damaged objects are left out."""
+    return options.skip_bad or run.config.data.on_bad_sample == "skip"
 
 
 def first_job(run: TrainedRun, index: DatasetIndex, options: EvaluateOptions, frames: dict[str, Tensor]) -> Job:
@@ -174,6 +174,7 @@ def first_job(run: TrainedRun, index: DatasetIndex, options: EvaluateOptions, fr
         background=run.config.data.background,
         earth_mover=options.earth_mover,
         keep_points=options.predictions or options.mat,
+        skip=skips(run, options),
     )
 
 
@@ -183,7 +184,8 @@ def predicted_frames(run: TrainedRun, index: DatasetIndex, device: torch.device)
     Found on the training split, so that what is evaluated has no say in it.
     """
     training = SampleTable.select(index, run.config.data.split, run.config.data.categories)
-    return alignments(rotations(run, training, device, limit=ALIGNED_OBJECTS))
+    skip = run.config.data.on_bad_sample == "skip"
+    return alignments(rotations(run, training, device, limit=ALIGNED_OBJECTS, skip=skip))
 
 
 def save_predictions(run: Path, options: EvaluateOptions, key: str, points: Tensor) -> None:
@@ -209,7 +211,10 @@ def references(
     untrained = dataclasses.replace(job, subject=dataclasses.replace(subject, kind=UNTRAINED), keep_points=False)
     predictor = subject_predictor(UNTRAINED, run, device)
     blocks["untrained"] = measure(predictor, table, untrained, crew, None, f"{split}: untrained", console)
-    shapes = mean_shapes(table, run.config.model.points, run.config.seed)
+    shapes, problems = mean_shapes(table, run.config.model.points, run.config.seed)
+    if problems:
+        line = f"mean shape: {len(problems)} training objects can't be read and are left out; the first: {problems[0]}"
+        console.print(line, highlight=False, soft_wrap=True)
     if shapes:
         subject = dataclasses.replace(subject, kind=MEAN_SHAPE)
         mean = dataclasses.replace(job, subject=subject, keep_points=False, shapes=shapes)
@@ -220,25 +225,35 @@ def references(
     return blocks
 
 
-def mean_shapes(table: SampleTable, points: int, seed: int) -> dict[str, NDArray[np.float32]]:
+def mean_shapes(table: SampleTable, points: int, seed: int) -> tuple[dict[str, NDArray[np.float32]], list[str]]:
     """Return, per category of `table`, a random subset [points, 3] of all its training objects' ground truths.
 
     This reference has seen 3D, which training never does. Empty where a category has no training ground truth.
+
+    Returns:
+        The shapes, and why the training objects that are left out can't be read.
     """
     categories = sorted({key.split("/")[0] for key in table.keys})
-    shapes = {}
+    shapes: dict[str, NDArray[np.float32]] = {}
+    problems: list[str] = []
     for category in categories:
         if not table.index.select("train", [category]):
-            return {}
+            return {}, problems
         training = SampleTable.select(table.index, "train", [category])
-        clouds = [training.read(number, views=[0], with_points=True).points for number in range(len(training.keys))]
-        known = [cloud for cloud in clouds if cloud is not None]
+        known = []
+        for number in range(len(training.keys)):
+            try:
+                cloud = training.read(number, views=[0], with_points=True).points
+            except DataError as error:  # what is measured is sound: a reference must not take its numbers away
+                problems.append(str(error))
+                continue
+            known += [] if cloud is None else [cloud]
         if not known:
-            return {}
+            return {}, problems
         union = np.concatenate(known)
         chosen = np.random.default_rng(seed).choice(len(union), points, replace=len(union) < points)
         shapes[category] = union[chosen]
-    return shapes
+    return shapes, problems
 
 
 def compare_runs(options: EvaluateOptions, console: Console) -> int:
@@ -250,9 +265,13 @@ def compare_runs(options: EvaluateOptions, console: Console) -> int:
     labels = short if len(set(short)) == len(names) else names
     runs = [load_run(located(name), options.checkpoint) for name in names]  # told before the work
     folder = made(Path(options.output or COMPARISON))
-    blocks, split = {}, chosen(options)[0] or str(options.shards)
-    for label, run in zip(labels, runs, strict=True):
-        blocks[label] = (known_block(run, options) or measure_anew(run, options, console))["objects"]
+    known, split = [known_block(run, options) for run in runs], chosen(options)[0] or str(options.shards)
+    if len({tuple(selected_categories(block)) for block in known}) > 1:  # all of these, or none of a part
+        known = [None if selected_categories(block) else block for block in known]
+    blocks = {
+        label: (block or measure_anew(run, options, console))["objects"]
+        for label, run, block in zip(labels, runs, known, strict=True)
+    }
     table = compare(blocks)
     print_comparison(console, split, table)
     for path in write_comparison(folder, split, table):
@@ -267,6 +286,11 @@ def known_block(run: TrainedRun, options: EvaluateOptions) -> dict[str, Any] | N
     result = load_result(run.path)
     block = result.get("splits", {}).get(chosen(options)[0]) if result.get("step") == run.step else None
     return block if block and not {"data", "shards"} & set(block.get("selection", {})) else None
+
+
+def selected_categories(block: dict[str, Any] | None) -> list[str]:
+    """Return the categories that an evaluation was asked for; none: all, or there was no evaluation."""
+    return sorted((block or {}).get("selection", {}).get("categories", []))
 
 
 def measure_anew(run: TrainedRun, options: EvaluateOptions, console: Console) -> dict[str, Any]:

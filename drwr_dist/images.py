@@ -8,11 +8,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from drwr_dist.data.faults import FOREGROUND, mask_fault
 from drwr_dist.data.sample import composite
 from drwr_dist.errors import DataError
+from drwr_dist.image_files import colours_and_alpha, mask_levels, read_image
 
 # How the training images are framed: the unit cube's object, seen from distance 2 with focal length 1.875. The
 # longer side of its silhouette's box is this fraction of the frame, typically.
@@ -22,11 +22,11 @@ FRAMED_EXTENT = (0.45, 1.0)
 FRAMED_OFFSET = 0.15
 
 BORDER_TOLERANCE = 0.1  # grey levels by which a photographed background may differ from the one that is meant
-MAX_PIXELS = 100_000_000  # larger images are refused before they are decoded
+_LONGEST_SIDE = 10_000  # pixels of a square that is cut out; a longer and narrow picture is made smaller first
 
 
 def load_image(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
-    """Read an image file of any format that Pillow knows.
+    """Read an image file of any format that Pillow knows, turned as its orientation tag says.
 
     Returns:
         RGB [H, W, 3] and alpha [H, W], or None where the image has no alpha channel (or an opaque one).
@@ -34,41 +34,18 @@ def load_image(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]
     Raises:
         DataError: the file is missing, not an image, cut short, or too large; names the file.
     """
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(f"{path}: {image.width} × {image.height} pixels; at most {MAX_PIXELS} are read")
-            upright = _eight_bit(ImageOps.exif_transpose(image))
-            pixels = np.asarray(upright.convert("RGBA"))
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file") from error
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path}: not an image that can be read ({error})") from error
-    alpha = pixels[..., 3]
-    return pixels[..., :3].copy(), None if (alpha == 255).all() and not _has_alpha(upright) else alpha.copy()
-
-
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey to 8 bits: Pillow's own conversion would clip it, and nearly all of it to white."""
-    if image.mode not in ("I", "I;16", "I;16L", "I;16B", "I;16N"):
-        return image
-    return Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-
-
-def _has_alpha(image: Image.Image) -> bool:
-    return image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
+    return colours_and_alpha(read_image(path, upright=True))
 
 
 def load_mask(path: Path) -> NDArray[np.uint8]:
-    """Read a mask: its alpha channel where that says something, else its grey levels; [H, W], 255 is the object.
+    """Read a mask, turned as its orientation tag says; [H, W], 255 is the object.
+
+    What makes a mask is what `shards import` takes for one: see `drwr_dist.image_files.mask_levels`.
 
     Raises:
         DataError: as `load_image`.
     """
-    image, alpha = load_image(path)
-    if alpha is not None and alpha.min() < alpha.max():
-        return alpha
-    return np.asarray(Image.fromarray(image).convert("L"))
+    return mask_levels(read_image(path, upright=True))
 
 
 def prepare(
@@ -165,9 +142,14 @@ def _cut(
     # Premultiplied, so that colours under transparent pixels don't bleed into the object.
     opacity = alpha.astype(np.float32) / 255.0
     layers = np.dstack([image.astype(np.float32) * opacity[..., None], opacity])
+    if side > _LONGEST_SIDE:
+        factor = _LONGEST_SIDE / side
+        shape = [max(1, round(length * factor)) for length in reversed(alpha.shape)]
+        layers = cv2.resize(layers, shape, interpolation=cv2.INTER_AREA)
+        x, y, side = x * factor, y * factor, side * factor
     left, top, pixels = round(x - side / 2), round(y - side / 2), max(1, round(side))
     square = np.zeros((pixels, pixels, 4), dtype=np.float32)
-    height, width = alpha.shape
+    height, width = layers.shape[:2]
     x0, x1 = max(left, 0), min(left + pixels, width)
     y0, y1 = max(top, 0), min(top + pixels, height)
     square[y0 - top : y1 - top, x0 - left : x1 - left] = layers[y0:y1, x0:x1]

@@ -13,7 +13,8 @@ from PIL import Image
 
 from drwr_dist.data.batch import as_tensor
 from drwr_dist.errors import UsageError
-from drwr_dist.images import frame, prepare
+from drwr_dist.image_files import colours_and_alpha, mask_levels
+from drwr_dist.images import frame, load_image, load_mask, prepare
 from drwr_dist.pretrained import located
 from drwr_dist.run import TrainedRun, load_run
 
@@ -24,7 +25,11 @@ ImageLike = str | os.PathLike[str] | Image.Image | NDArray[np.uint8]
 
 
 class ImageToPoints:
-    """Call it with an image; it returns points [N, 3] in the object frame (the unit cube, +Y up)."""
+    """Call it with an image; it returns points [N, 3] in the object frame (the unit cube, +Y up).
+
+    A network that learnt without known cameras (`pose.mode=predict`) chose a frame of its own: its points are in that
+    one, turned against the object frame. `evaluate` knows by how much: it has the training views.
+    """
 
     def __init__(self, run: TrainedRun, device: str = "auto"):
         name = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
@@ -36,14 +41,14 @@ class ImageToPoints:
         """Predict points float32 [N, 3] from one image.
 
         Args:
-            image: a file, a Pillow image, or pixels uint8 [H, W, 3] or [H, W, 4]. Its alpha, where it has one, cuts
-                the object out.
+            image: a file (turned as its orientation tag says), a Pillow image, or pixels uint8 [H, W, 3] or
+                [H, W, 4]. Its alpha, where it has one that is not opaque, cuts the object out.
             mask: a file, a Pillow image, or pixels uint8 [H, W]: cuts the object out instead.
             crop: auto | always | never, see `drwr_dist.images.frame`.
 
         Raises:
-            DataError: a file that is no image, a mask of another size or one that says nothing.
-            UsageError: pixels of another shape, or another crop.
+            DataError: a file that is no image, a mask's file of another size, or a mask that says nothing.
+            UsageError: pixels of another shape or size, or another crop.
         """
         points: NDArray[np.float32] = self.batch([self.prepare(image, mask, crop)])[0]
         return points
@@ -92,22 +97,20 @@ def load(run: str | os.PathLike[str], checkpoint: str = "last", device: str = "a
 
 def _pixels(image: ImageLike) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:
     if isinstance(image, (str, os.PathLike)):
-        with Image.open(image) as opened:
-            return _pixels(opened)
+        return load_image(Path(image))
     if isinstance(image, Image.Image):
-        has_alpha = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
-        return _pixels(np.asarray(image.convert("RGBA" if has_alpha else "RGB")))
+        return colours_and_alpha(image)
     if image.ndim != 3 or image.shape[-1] not in (3, 4) or image.dtype != np.uint8:
         raise UsageError(f"image: give uint8 [H, W, 3] or [H, W, 4], not {image.dtype} {list(image.shape)}")
-    return image[..., :3], image[..., 3] if image.shape[-1] == 4 else None
+    opaque = image.shape[-1] == 3 or bool((image[..., 3] == 255).all())
+    return image[..., :3], None if opaque else image[..., 3]
 
 
 def _mask_pixels(mask: ImageLike) -> NDArray[np.uint8]:
     if isinstance(mask, (str, os.PathLike)):
-        with Image.open(mask) as opened:
-            return _mask_pixels(opened)
+        return load_mask(Path(mask))
     if isinstance(mask, Image.Image):
-        return np.asarray(mask.convert("L"))
+        return mask_levels(mask)
     if mask.ndim != 2 or mask.dtype not in (np.uint8, np.bool_):
         raise UsageError(f"mask: give uint8 or bool [H, W], not {mask.dtype} {list(mask.shape)}")
     return mask.astype(np.uint8) * 255 if mask.dtype == np.bool_ else mask

@@ -12,6 +12,7 @@ from rich.console import Console
 from drwr_dist import terminal
 from drwr_dist.cli import load_options, run_verb
 from drwr_dist.cluster_address import why_not
+from drwr_dist.data.remote import absolute
 from drwr_dist.errors import ClusterError, UsageError
 from drwr_dist.preflight.cluster_file import check_cluster_file, load_cluster_file
 from drwr_dist.preflight.findings import Finding, failed, print_failures, print_findings
@@ -143,7 +144,7 @@ def _check_running(options: CheckOptions) -> list[Finding]:
 
 
 def _absolute(place: str | None) -> str | None:
-    return place if place is None or "://" in place else os.path.abspath(os.path.expanduser(place))
+    return None if place is None else absolute(place)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -58,7 +58,16 @@ class Job:
     background: float
     earth_mover: int
     keep_points: bool  # whether the predictions are wanted, not their scores alone
+    skip: bool = False  # leave damaged objects out, instead of failing
     shapes: dict[str, NDArray[np.float32]] = field(default_factory=dict)  # category -> mean shape
+
+
+@dataclass(frozen=True)
+class Unread:
+    """A damaged object that is left out."""
+
+    key: str
+    reason: str
 
 
 Scored = tuple[str, dict[str, float], Tensor | None]  # key, scores, predictions
@@ -78,12 +87,15 @@ def measure(
         title: of the progress bar.
         console: where the bar is drawn.
 
+    Returns:
+        As `drwr_dist.scores.summarise`; with damaged objects left out, `skipped` says why each is.
+
     Raises:
-        DataError: a damaged sample, or a prediction that is not finite.
+        DataError: a damaged sample (with `job.skip`, all are), or a prediction that is not finite.
     """
     numbers = range(len(table.keys))
     torch.set_num_threads(1)  # many small operations: threads would cost more than they give
-    scored: Iterator[Scored]
+    scored: Iterator[Scored | Unread]
     if crew.workers == 1:
         scored = (score(predictor, table, number, job) for number in numbers)
     else:
@@ -91,12 +103,22 @@ def measure(
         scored = (each for chunk in run_ordered(score_job, jobs, crew) for each in chunk)
     if not console.is_terminal:
         console.print(f"evaluating {title} ({len(numbers)} objects)", highlight=False)
-    objects = {}
-    for key, scores, points in counted(scored, title, len(numbers), console):
+    objects, skipped = {}, {}
+    for found in counted(scored, title, len(numbers), console):
+        if isinstance(found, Unread):
+            skipped[found.key] = found.reason
+            continue
+        key, scores, points = found
         objects[key] = scores
         if save and points is not None:
             save(key, points)
-    return summarise(objects, table.index.views)
+    if not skipped:
+        return summarise(objects, table.index.views)
+    if not objects:
+        raise DataError(f"{title}: every object is damaged; the first: {next(iter(skipped.values()))}")
+    line = f"{title}: {len(skipped)} damaged objects are left out; the first: {next(iter(skipped.values()))}"
+    console.print(line, highlight=False, soft_wrap=True)
+    return summarise(objects, table.index.views) | {"skipped": skipped}
 
 
 def measure_here(predictor: Predictor, table: SampleTable, background: float = 1.0) -> dict[str, Any]:
@@ -114,14 +136,20 @@ def measure_here(predictor: Predictor, table: SampleTable, background: float = 1
     return measure(predictor, table, job, Crew(1), None, "", Console(quiet=True))
 
 
-def score(predictor: Predictor, table: SampleTable, number: int, job: Job) -> Scored:
+def score(predictor: Predictor, table: SampleTable, number: int, job: Job) -> Scored | Unread:
     """Read, predict and score one object."""
-    sample = table.read(number, with_points=True)
+    try:
+        sample = table.read(number, with_points=True)
+    except DataError as error:
+        if job.skip:
+            return Unread(table.keys[number], str(error))
+        raise
     images = composite(sample.images, sample.masks, job.background)
     points = predictor(torch.stack([as_tensor(image) for image in images]), sample.key.split("/")[0])
     if not torch.isfinite(points).all():
         raise DataError(f"{sample.key}: the network's prediction is not finite")
-    return sample.key, object_metrics(points, sample, job.earth_mover), points if job.keep_points else None
+    shared = len(points) < len(images)
+    return sample.key, object_metrics(points, sample, job.earth_mover, shared), points if job.keep_points else None
 
 
 def _chunk(job: Job, table: SampleTable, numbers: Sequence[int]) -> Job:
@@ -130,7 +158,7 @@ def _chunk(job: Job, table: SampleTable, numbers: Sequence[int]) -> Job:
     return Job(**{**vars(job), "numbers": tuple(numbers), "shapes": shapes})
 
 
-def score_job(job: Job) -> list[Scored]:
+def score_job(job: Job) -> list[Scored | Unread]:
     """Score the objects of a job, in a worker."""
     torch.set_num_threads(1)
     table = _table(job.data, job.split, job.categories, job.shards)

@@ -134,6 +134,14 @@ class Monitor:
         self._writer.flush()
         self._file.flush()
         os.fsync(self._file.fileno())
+        for path in (self._validation, self._validation.parent):  # the folder has the files' names
+            if not path.exists():
+                continue  # nothing was validated yet
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
     def text(self, tag: str, content: str) -> None:
         """Show a text, the resolved configuration for example, on TensorBoard's text page."""

@@ -20,8 +20,17 @@ PROBE_TIMEOUT = 120.0  # seconds for a node to start a process and look at a fil
 def other_nodes() -> dict[str, str]:
     """Return id → address of the nodes, but for this one, that can take work."""
     here = ray.get_runtime_context().get_node_id()
+    return {node: address for node, address in _working_nodes().items() if node != here}
+
+
+def works_here() -> bool:
+    """Say whether this node can take work; the head of a cluster may have been started without CPUs."""
+    return ray.get_runtime_context().get_node_id() in _working_nodes()
+
+
+def _working_nodes() -> dict[str, str]:
     nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
-    return {node["NodeID"]: node["NodeManagerAddress"] for node in nodes if node["NodeID"] != here}
+    return {node["NodeID"]: node["NodeManagerAddress"] for node in nodes}
 
 
 def ask(nodes: dict[str, str], look: Callable[[], Answer], key: str) -> dict[str, Answer]:

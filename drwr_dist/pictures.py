@@ -15,7 +15,7 @@ from drwr_dist.silhouette import binarize, smooth_silhouette
 SILHOUETTE = (200, 206, 216)
 POINT = (31, 95, 191)
 COVERED, MISSED, OUTSIDE = (47, 158, 91), (214, 60, 60), (240, 160, 40)
-GRID = 32  # cells a side of the coverage, as in the silhouette IoU
+GRID = 32  # cells a side of the coverage, as in the silhouette IoU (which takes a pixel for inside from 128 on)
 GAP = 2  # pixels between tiles
 
 

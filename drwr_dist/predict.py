@@ -99,7 +99,10 @@ def plan(options: PredictOptions) -> tuple[list[Task], list[str]]:
     for path in images:
         target = Path(options.output).absolute() / f"{path.stem}.{options.format}"
         mask = masks[0] if single else by_stem.get(path.stem) or by_stem.get(stem_of_image(path))
-        if target in tasks:
+        written = {target, target.with_suffix(f".{turntable_format(options)}")}
+        if written & {each.absolute() for each in (*images, *masks)}:
+            problems.append(f"{path}: its points would be written over an image that is read; choose another output=")
+        elif target in tasks:
             problems.append(f"{path}: {target} is made from {tasks[target].image} already; rename one of the images")
         elif options.masks and mask is None:
             problems.append(f"{path}: masks={options.masks} has none of this name ({path.stem}.png, for example)")

@@ -19,20 +19,23 @@ from drwr_dist.voxels import voxel_iou
 Predictor = Callable[[Tensor, str], Tensor]
 
 
-def object_metrics(points: Tensor, sample: ObjectSample, earth_mover: int = 0) -> dict[str, float]:
-    """Score the predictions [V, N, 3] from each view of one object (V = 1: the same prediction for all views).
+def object_metrics(
+    points: Tensor, sample: ObjectSample, earth_mover: int = 0, shared: bool = False
+) -> dict[str, float]:
+    """Score the predictions from the first V views of one object.
 
     Args:
-        points: the predictions.
+        points: [V, N, 3], the predictions, object frame.
         sample: the object, with its ground truth where it is known.
         earth_mover: points matched for the Earth mover's distance; 0: it is left out.
+        shared: the predictions were made from no view, so that none of them is the input view.
     """
     rows: list[dict[str, float]] = []
     truth = None if sample.points is None else PointIndex(torch.from_numpy(sample.points))
     for view, cloud in enumerate(points):
         row = {}
         if len(sample.masks) > 1:  # of an only view, none is held out
-            row["silhouette_iou"] = held_out_iou(cloud, sample, view if len(points) > 1 else None)
+            row["silhouette_iou"] = held_out_iou(cloud, sample, None if shared else view)
         if truth is not None:
             row |= cloud_metrics(PointIndex(cloud), truth)
         if sample.occupancy is not None:

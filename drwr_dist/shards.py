@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -30,6 +31,7 @@ from drwr_dist.sources.meshes import MeshJob, MeshSettings, Remark, Skipped, imp
 from drwr_dist.sources.open_shapes import unpack_shapes
 from drwr_dist.sources.reframe import up_rotation
 from drwr_dist.sources.rendering import RenderSettings
+from drwr_dist.validation import check_values
 from drwr_dist.version import __version__
 
 
@@ -171,11 +173,13 @@ def _from_open_shapes(options: ImportOptions, scratch: Path, progress: Advance, 
     """Unpack the manifest's models from their Debian packages."""
     if options.manifest is None:
         raise UsageError("source=open_shapes needs manifest=FILE, which says where in the package each object lies")
-    rows = {
-        f"{object_id(category)}/{object_id(name)}": row
-        for (category, name), row in read_manifest(options.manifest).items()
-        if allowed(row, options.licences) and (not options.categories or category in options.categories)
-    }
+    rows: dict[str, ManifestRow] = {}
+    for (category, name), row in read_manifest(options.manifest).items():
+        if allowed(row, options.licences) and (not options.categories or category in options.categories):
+            key = f"{object_id(category)}/{object_id(name)}"
+            if key in rows:
+                raise DataError(f"{options.manifest}: {category},{name} would be called {key}, as another row is")
+            rows[key] = row
     if not rows:
         raise UsageError(f"manifest={options.manifest}: no object is left after licences and categories")
     shapes = unpack_shapes(options.input, rows, scratch, fetch=options.fetch, progress=progress)
@@ -262,7 +266,7 @@ def _check_options(options: ImportOptions) -> None:
         "shard_samples",
     )
     for name in (*positive, "shard_megabytes"):
-        if not getattr(options, name) > 0:
+        if not 0 < getattr(options, name) < math.inf:
             raise UsageError(f"{name}={getattr(options, name)}: must be positive")
     if options.views is not None and options.views < 1:
         raise UsageError(f"views={options.views}: must be positive")
@@ -270,10 +274,10 @@ def _check_options(options: ImportOptions) -> None:
         raise UsageError(f"image_size={options.image_size}: at most {MAX_SIDE} pixels")
     if not -90 < options.elevation_min <= options.elevation_max < 90:
         raise UsageError("elevation_min and elevation_max must be in (-90, 90) degrees, in this order")
-    if options.distance <= 0.5:
+    if not 0.5 < options.distance < math.inf:
         raise UsageError(f"distance={options.distance}: must be above 0.5, or the camera stands in the object")
-    if options.ground_truth_voxel < 0 or options.workers < 0:
-        raise UsageError("ground_truth_voxel and workers must not be negative")
+    if not 0 <= options.ground_truth_voxel < math.inf or options.workers < 0 or options.seed < 0:
+        raise UsageError("ground_truth_voxel, workers and seed must not be negative")
 
 
 def _mesh_settings(options: ImportOptions) -> MeshSettings:
@@ -352,7 +356,9 @@ def _verify(arguments: Sequence[str]) -> int:
 def _stream(arguments: Sequence[str]) -> int:
     from drwr_dist.data.stream import StreamOptions, print_stream  # brings torch, which the other actions don't need
 
-    print_stream(load_options(StreamOptions, arguments, verb="shards stream", with_file=False))
+    options = load_options(StreamOptions, arguments, verb="shards stream", with_file=False)
+    check_values(options, ("data", "loader", "seed", "global_batch"))
+    print_stream(options)
     return 0
 
 

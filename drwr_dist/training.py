@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,7 @@ from rich.console import Console
 from drwr_dist import checkpoint, terminal
 from drwr_dist.config import TrainConfig, flat_keys, is_learnt, to_plain
 from drwr_dist.data.index import DatasetIndex, load_index
-from drwr_dist.data.remote import is_remote, join
+from drwr_dist.data.remote import absolute, join
 from drwr_dist.data.stream import SampleTable, check_views
 from drwr_dist.engine import driver
 from drwr_dist.engine.initial_weights import TF_PREFIX, initial_weights
@@ -26,6 +25,7 @@ from drwr_dist.gallery import GALLERY, write_gallery
 from drwr_dist.lease import sole_owner
 from drwr_dist.model import HALVINGS
 from drwr_dist.monitor import METRICS, TENSORBOARD, write_hparams
+from drwr_dist.pretrained import is_bundled
 from drwr_dist.report import REPORT
 from drwr_dist.results import RESULT_TEXT, print_table
 from drwr_dist.run import CONFIG, RESULT, load_result, load_run, refuse_changes, remove, save_config
@@ -112,15 +112,10 @@ def tell_what_is_left(storage: Storage, config: TrainConfig, arguments: Sequence
 def resolve_paths(config: TrainConfig) -> TrainConfig:
     """Make local paths absolute: workers run in other folders."""
     config.storage, config.data.path = absolute(config.storage), absolute(config.data.path)
-    if config.init is not None:
+    if config.init is not None and not is_bundled(config.init):
         prefix = TF_PREFIX if config.init.startswith(TF_PREFIX) else ""
         config.init = prefix + absolute(config.init.removeprefix(prefix))
     return config
-
-
-def absolute(address: str) -> str:
-    """Return a path as an absolute one, a URL as it is."""
-    return address.rstrip("/") if is_remote(address) else os.path.abspath(os.path.expanduser(address))
 
 
 def check_against_data(config: TrainConfig, index: DatasetIndex) -> SampleTable:
@@ -138,7 +133,12 @@ def check_against_data(config: TrainConfig, index: DatasetIndex) -> SampleTable:
             f"data={index.root}: images of {index.image_size} pixels; the network needs a multiple of {2**HALVINGS}, "
             "import the data again with another size"
         )
-    begins = config.overwrite or not checkpoint.names(join(config.storage, config.name))
+    own = join(config.storage, config.name)
+    if config.overwrite and config.init and f"{config.init.removeprefix(TF_PREFIX)}/".startswith(f"{own}/"):
+        raise UsageError(
+            f"init={config.init}: lies in the run that overwrite=true would remove; give the new run another name=…"
+        )
+    begins = config.overwrite or not checkpoint.names(own)
     if config.init is not None and begins:
         initial_weights(config.init, config, index.image_size)
     table = SampleTable.select(index, config.data.split, config.data.categories)
@@ -179,6 +179,12 @@ def prepare(storage: Storage, config: TrainConfig, index: DatasetIndex, console:
         console.print(f"overwrite=true: removed from {storage.address}: {gone}", highlight=False)
     if (run / CONFIG).exists() and has_begun(storage):
         refuse_changes(run, config)
+        trained = max(map(checkpoint.step_of, checkpoint.names(storage.address)), default=0)
+        if trained > config.steps:
+            raise UsageError(
+                f"steps={config.steps}: {storage.address} has been trained for {trained} already; give at least that, "
+                "another name=…, or overwrite=true"
+            )
     save_config(run, config, index.image_size)
     storage.publish(CONFIG)
 

@@ -6,11 +6,12 @@ Every message names the key, what arrived and what to do. Types and unknown keys
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
-from drwr_dist.config import TrainConfig
+from drwr_dist.config import LOSS_TERMS, TERMS_OF_DEFAULT, TrainConfig
 from drwr_dist.errors import UsageError
 
 CHOICES = {
@@ -29,12 +30,16 @@ CHOICES = {
     "precision": ("auto", "float32", "bfloat16", "float64"),
 }
 
-# key -> (test, what the value must be)
+SPLITS = ("train", "val", "test")
+
+# key -> (test, what the value must be); infinity never passes
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "steps": (lambda v: v >= 0, "0 or more"),
     "global_batch": (lambda v: v >= 1, "at least 1"),
     "log_every": (lambda v: v >= 1, "at least 1"),
     "seed": (lambda v: 0 <= v < 2**32, "between 0 and 2³² - 1"),
+    "data.split": (lambda v: v in SPLITS, f"one of {', '.join(SPLITS)}"),
+    "evaluation.split": (lambda v: not v or v in SPLITS, f"one of {', '.join(SPLITS)}, or null"),
     "data.background": (lambda v: 0 <= v <= 1, "between 0 (black) and 1 (white)"),
     "data.supervision_views": (lambda v: v >= 1, "at least 1"),
     "data.despeckle": (lambda v: v >= 0, "0 (masks as they are) or more"),
@@ -110,22 +115,33 @@ def workers_range(workers: int | list[int]) -> tuple[int, int]:
     return pair[0], pair[1]
 
 
+def check_values(options: Any, groups: Collection[str] | None = None) -> None:
+    """Raise UsageError for the first value that can't be, whatever the others are.
+
+    Args:
+        options: with the keys of `TrainConfig`, or some groups of them.
+        groups: the groups, and keys in none, to look at; None: all.
+    """
+    for key, choices in CHOICES.items():
+        if groups is None or key.split(".")[0] in groups:
+            value = _value(options, key)
+            if value not in choices:
+                raise UsageError(f"{key}={value}: choose one of {', '.join(choices)}")
+    for key, (passes, requirement) in RANGES.items():
+        if groups is None or key.split(".")[0] in groups:
+            value = _value(options, key)
+            if not passes(value) or value == math.inf:
+                raise UsageError(f"{key}={value}: must be {requirement}")
+
+
 def validate(config: TrainConfig) -> None:
     """Raise UsageError for the first value or combination in `config` that can't work."""
-    for key, choices in CHOICES.items():
-        value = _value(config, key)
-        if value not in choices:
-            raise UsageError(f"{key}={value}: choose one of {', '.join(choices)}")
-    for key, (passes, requirement) in RANGES.items():
-        value = _value(config, key)
-        if not passes(value):
-            raise UsageError(f"{key}={value}: must be {requirement}")
-    weights = ["unary", "repulsion", "volumetric", "sum", "entropy", "chamfer_2d"]
-    weights += ["coverage", "crowding"] if config.loss.semantics == "default" else []
-    if not any(getattr(config.loss, f"{name}_weight") for name in weights):
+    check_values(config)
+    known = [name for name in LOSS_TERMS if config.loss.semantics == "default" or name not in TERMS_OF_DEFAULT]
+    if not any(getattr(config.loss, f"{name}_weight") for name in known):
         raise UsageError(
             f"loss.unary_weight={config.loss.unary_weight}: every weight of the loss is 0 under loss.semantics="
-            f"{config.loss.semantics}; set one of {', '.join(f'loss.{name}_weight' for name in weights)}"
+            f"{config.loss.semantics}; set one of {', '.join(f'loss.{name}_weight' for name in known)}"
         )
     if config.model.scale_head and not config.loss.volumetric_weight:
         raise UsageError(
@@ -148,6 +164,12 @@ def validate(config: TrainConfig) -> None:
         )
     _validate_communication(config)
     _, most = workers_range(config.workers)
+    share = config.cluster.gpus_per_worker
+    if most > 1 and 0 < share < 1:
+        raise UsageError(
+            f"cluster.gpus_per_worker={share}: NCCL lets no two workers share a GPU; give 1 or more, 0 for CPUs, "
+            "or workers=1"
+        )
     if most > config.global_batch:
         raise UsageError(
             f"workers={config.workers} is more than global_batch={config.global_batch}: a worker would have no "

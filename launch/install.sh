@@ -2,7 +2,7 @@
 # Install the package on this host, from the files beside this folder; quick when nothing changed.
 #
 # DRWR_PYTHON       the interpreter of a new environment (python3; 3.11 or newer, the same minor version on all hosts)
-# DRWR_EXTRAS       extras to install, for example cloud (none)
+# DRWR_EXTRAS       extras to install, for example cloud,tune (none)
 # DRWR_PIP_OPTIONS  more options for pip; without the internet: "--no-index --find-links /shared/wheels"
 set -euo pipefail
 . "$(dirname "$0")/env.sh"

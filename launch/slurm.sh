@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A training on the nodes of a Slurm allocation, from the repository's root (a folder that all nodes see):
 #
-#   sbatch --nodes=4 --gpus-per-node=8 launch/slurm.sh config=configs/paper.yaml data=/shared/data \
+#   sbatch --nodes=4 --gpus-per-node=8 launch/slurm.sh config=configs/cluster.yaml data=/shared/data \
 #       storage=/shared/runs name=first workers=32
 #
 # Another verb: DRWR_VERB=tune sbatch …   The environment is .venv there (make install), or DRWR_VENV.

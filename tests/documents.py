@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
 from collections.abc import Iterator
@@ -54,6 +55,15 @@ def blocks(page: Path) -> Iterator[Block]:
         yield Block(page, start, lines[start - 1].strip().removeprefix("```"), text)
         start = None
     assert start is None, f"{page}: the block of line {start} has no end"
+
+
+def commented(path: Path) -> Block | None:
+    """Return the commands in the comment at the head of a launch file or preset: its lines that are set in."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    start = 1 if lines and lines[0].startswith("#!") else 0
+    head = itertools.takewhile(lambda line: line.startswith("#"), lines[start:])
+    inside = [line.removeprefix("#").strip() for line in head if line.startswith("#   ")]
+    return Block(path, 1, "sh", "\n".join(inside)) if inside else None
 
 
 def prose(page: Path) -> str:

@@ -15,6 +15,7 @@ import torch
 
 from drwr_dist import checkpoint
 from drwr_dist.errors import TrainingError
+from drwr_dist.monitor import Monitor
 
 
 def state(value: float) -> dict[str, object]:
@@ -104,6 +105,24 @@ def test_a_writer_killed_at_any_moment_leaves_all_that_was_written(tmp_path: Pat
         assert torch.equal(loaded.state["model"]["weight"], torch.full((3,), float(loaded.step)))
         step = loaded.step
     assert step >= 25
+
+
+def test_the_whole_history_is_on_disk_before_a_checkpoint_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A sweep compares runs by validation.jsonl: it may not be older than a checkpoint, as metrics.jsonl may not."""
+    fsync, flushed = os.fsync, []
+
+    def note(descriptor: int) -> None:
+        flushed.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    with Monitor(tmp_path, 0) as monitor:
+        monitor.log(1, {"loss": 1.0})
+        monitor.flush()
+        assert flushed == [f"{tmp_path}/metrics.jsonl", str(tmp_path)], "nothing was validated yet"
+        monitor.validation(2, {"chamfer": 1.0})
+        monitor.flush()
+    assert {f"{tmp_path}/metrics.jsonl", f"{tmp_path}/validation.jsonl"} < set(flushed)
 
 
 class Malice:

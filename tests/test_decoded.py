@@ -103,6 +103,21 @@ def test_despeckled_masks_are_those_of_the_clean_object():
     assert not np.array_equal(sample.masks[1], without_specks(sample.masks[1], 8))
 
 
+@pytest.mark.parametrize("binary", [True, False])
+def test_despeckling_leaves_the_pictures_as_whoever_predicts_has_them(binary: bool):
+    sample = make_sample()
+    sample.masks[1] = cv2.resize(square_with_noise(0.03, 1)[1], (SIDE, SIDE), interpolation=cv2.INTER_NEAREST)
+    files = encode_sample(sample)
+    about = {"key": "ball/a", "shard": "s.tar", "side": SIDE, "background": 1.0, "binary": binary}
+    mask, smooth, plain, cleaned = (np.empty(shape, np.float32) for shape in [(SIDE, SIDE)] * 2 + [(3, SIDE, SIDE)] * 2)
+    Decoded.of(files, **about).write_picture(1, plain)
+    decoded = Decoded.of(files, **about, despeckle=8)
+    decoded.write_silhouette(1, mask, smooth)
+    decoded.write_picture(1, cleaned)
+    assert np.array_equal(plain, cleaned)
+    assert np.array_equal(mask > 0.5, without_specks(sample.masks[1], 8) > 127)
+
+
 def test_distances_too_long_for_16_bits_are_exact():
     sample = make_sample()
     side = 200

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from documents import PAGES, Block, anchors, blocks, links, spans
+from documents import PAGES, Block, anchors, blocks, commented, links, spans
 from toy import REPOSITORY
 
 from drwr_dist.bench import BenchConfig
@@ -31,8 +31,13 @@ from drwr_dist.shards import _check_options as check_import
 from drwr_dist.sweep.checks import check_sweep
 from drwr_dist.validation import validate
 
+KUBERAY = REPOSITORY / "launch" / "kuberay.yaml"
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 SHELL = [block for block in BLOCKS if block.language == "sh"]
+HEADED = [path for folder in ("launch", "configs") for path in sorted((REPOSITORY / folder).iterdir())]
+SHELL += [block for path in HEADED if path.suffix in (".yaml", ".sh", "") if (block := commented(path))]
+JOB = next(each for each in yaml.safe_load_all(KUBERAY.read_text()) if each["kind"] == "RayJob")
+SHELL.append(Block(KUBERAY, 1, "sh", JOB["spec"]["entrypoint"]))
 LANGUAGES = {"sh", "python", "yaml", "json", "text"}
 
 # verb -> (schema, what checks the values further)
@@ -52,8 +57,8 @@ VERBS: dict[str, tuple[type, Any]] = {
 
 # Programs that are not ours; what they are given is not looked at, but for files of the repository.
 FOREIGN = {
-    "apt-get", "cat", "cd", "chmod", "colmap", "cp", "docker", "export", "git", "kubectl", "ls", "mkdir", "nft",
-    "nvidia-smi", "open", "rsync", "scp", "sqlite3", "ssh", "ssh-keygen", "tail", "tar", "wget",
+    "apt-get", "cat", "cd", "chmod", "colmap", "cp", "docker", "export", "gcloud", "git", "kubectl", "ls", "mkdir",
+    "nft", "nvidia-smi", "open", "rsync", "scp", "sqlite3", "ssh", "ssh-keygen", "tail", "tar", "wget",
 }  # fmt: skip
 
 
@@ -68,7 +73,7 @@ def check_verb(verb: str, arguments: list[str]) -> None:
         there = (REPOSITORY / value).is_file() or "/configs/" in f"/{value}"
         if key == "config" and not there and (value.startswith("/") or value.isupper() or value.endswith(".yaml")):
             continue  # the reader's own file; else the name of a preset
-        known.append(argument.replace("=configs/", f"={REPOSITORY}/configs/"))
+        known.append(re.sub(r"^config=(/app/)?configs/", f"config={REPOSITORY}/configs/", argument))
     known = [argument for argument in known if not re.fullmatch(r"source=SOURCE", argument)]
     needed = {"source": "meshes"} if verb == "shards import" else {}
     given = {argument.partition("=")[0] for argument in known}
@@ -115,6 +120,8 @@ def check_command(words: list[str], environment: dict[str, str] | None = None) -
     else:
         assert program in FOREIGN, f"{program}: neither ours nor in FOREIGN"
         check_files(rest)
+        if program == "docker" and "python" in rest:
+            check_command(rest[rest.index("python") :])
 
 
 def check_python(rest: list[str]) -> None:

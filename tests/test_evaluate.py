@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import shutil
@@ -19,13 +20,14 @@ from drwr_dist import checkpoint
 from drwr_dist.comparison import compare, intervals, resampling
 from drwr_dist.config import DataConfig, ModelConfig, TrainConfig
 from drwr_dist.data.index import load_index
+from drwr_dist.data.sample import ObjectSample
 from drwr_dist.data.stream import SampleTable
 from drwr_dist.errors import UsageError
 from drwr_dist.evaluate import EvaluateOptions, evaluate_run, measure_run
 from drwr_dist.metrics import PointIndex, earth_mover_distance, nearest_distances
 from drwr_dist.point_cloud import read_ply
-from drwr_dist.run import load_result, load_run, save_config, untrained_model
-from drwr_dist.scores import mean_row
+from drwr_dist.run import load_config, load_result, load_run, save_config, untrained_model
+from drwr_dist.scores import held_out_iou, mean_row, object_metrics
 from drwr_dist.voxels import filled_voxels
 
 
@@ -94,6 +96,60 @@ def test_a_mean_says_over_how_many_objects():
         "x/1": {"chamfer": 2.0, "voxel_iou": 0.7}, "x/2": {"chamfer": 4.0}}})  # fmt: skip
     group = table["groups"]["all"]
     assert group["metrics"]["voxel_iou"]["b"]["mean"] == 0.7 and group["objects_with_voxel_iou"] == 1
+
+
+def test_the_input_view_never_judges_its_own_prediction(toy_dataset: Path):
+    """With one input view, as validation has it, its silhouette is left out too; a shape from no view has all."""
+    sample = SampleTable.select(load_index(str(toy_dataset)), "test").read(0, with_points=True)
+    points = torch.rand(1, 60, 3) - 0.5
+    first, *others = (held_out_iou(points[0], take(sample, [view]), None) for view in range(len(sample.masks)))
+    assert object_metrics(points, sample)["silhouette_iou"] == pytest.approx(np.mean(others))
+    assert object_metrics(points, sample, shared=True)["silhouette_iou"] == pytest.approx(np.mean([first, *others]))
+
+
+def take(sample: ObjectSample, views: list[int]) -> ObjectSample:
+    cameras = {"world_to_camera": sample.world_to_camera[views], "focal_length": sample.focal_length[views]}
+    return dataclasses.replace(sample, images=sample.images[views], masks=sample.masks[views], **cameras)
+
+
+@pytest.fixture
+def damaged(runs: list[Path], toy_dataset: Path, tmp_path: Path) -> Path:
+    """A run whose dataset has rot in one object of the train split and in one of the test split."""
+    data = tmp_path / "data"
+    shutil.copytree(toy_dataset, data)
+    for split in ("train", "test"):
+        shard = next(shard for shard in load_index(str(data)).shards if shard.split == split)
+        content = bytearray((data / shard.url).read_bytes())
+        content[shard.offsets[0] + 700] ^= 255
+        (data / shard.url).write_bytes(content)
+    return make_run(tmp_path / "run", data, seed=0)
+
+
+def test_what_can_not_be_read_takes_no_numbers_away(damaged: Path, tmp_path: Path):
+    data = load_run(damaged).config.data.path
+    quiet = ["predictions=false", "report=false"]
+    done = call("evaluate", f"run={damaged}", *quiet)
+    assert done.returncode == 1 and "test-000000.tar" in done.stderr
+    done = call("evaluate", f"run={damaged}", "skip_bad=true", *quiet)
+    assert done.returncode == 0, done.stderr
+    assert "1 damaged objects are left out" in done.stdout and "mean shape: 1 training objects can't" in done.stdout
+    block = load_result(damaged)["splits"]["test"]
+    objects = len(SampleTable.select(load_index(data), "test").keys)
+    assert block["overall"]["objects"] == len(block["objects"]) == objects - 1 and len(block["skipped"]) == 1
+    assert block["references"]["mean_shape"]["overall"]["objects"] == objects - 1
+    for shard in load_index(data).shards:  # a dataset may have its test shards alone
+        if shard.split == "train":
+            (Path(data) / shard.url).unlink()
+    assert call("evaluate", f"run={damaged}", "skip_bad=true", *quiet).returncode == 0
+    assert "mean_shape" not in load_result(damaged)["splits"]["test"]["references"]
+
+
+def test_a_run_that_skipped_is_evaluated_so(damaged: Path):
+    config, _ = load_config(damaged)
+    config.data.on_bad_sample = "skip"
+    save_config(damaged, config, image_size=64)
+    options = EvaluateOptions(references=False, report=False, predictions=False)
+    assert len(measure_run(load_run(damaged), options, Console(quiet=True)).block["skipped"]) == 1
 
 
 def test_any_shards_are_evaluated(runs: list[Path], toy_dataset: Path):
@@ -185,6 +241,22 @@ def test_runs_side_by_side(runs: list[Path], tmp_path: Path):
             assert found["mean"] == pytest.approx(row["chamfer"]) and found["low"] <= found["mean"] <= found["high"]
     assert "seed0" in (tmp_path / "comparison.txt").read_text() and "seed1" in done.stdout
     assert ElementTree.parse(tmp_path / "comparison.svg").getroot().tag.endswith("svg")
+
+
+def test_a_comparison_takes_no_part_for_the_whole(runs: list[Path], toy_dataset: Path, tmp_path: Path):
+    """Results of some categories are taken where all runs have the same ones, else all are measured anew."""
+    quiet = ["predictions=false", "report=false", "references=false"]
+    pair = []
+    for number, run in enumerate(runs):
+        shutil.copytree(run, tmp_path / f"run{number}")
+        pair.append(str(tmp_path / f"run{number}"))
+    groups = {}
+    for number, run in enumerate(pair):
+        assert call("evaluate", f"run={run}", "categories=[brick]", *quiet).returncode == 0
+        done = call("evaluate", f"runs={','.join(pair)}", f"output={tmp_path / 'comparison'}")
+        assert done.returncode == 0, done.stderr
+        groups[number] = set(json.loads((tmp_path / "comparison" / "comparison.json").read_text())["groups"])
+    assert groups == {0: {"brick", "slab", "all"}, 1: {"brick", "all"}}
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import subprocess
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 import yaml
 from toy import REPOSITORY
+
+from drwr_dist.version import __version__
 
 LAUNCH = REPOSITORY / "launch"
 ON_HOSTS = [LAUNCH / name for name in ("cluster.yaml", "aws.yaml", "gcp.yaml")]
@@ -74,6 +77,8 @@ def test_kubernetes_pods_have_the_token_memory_and_storage():
         assert pod["securityContext"]["runAsNonRoot"] and pod["automountServiceAccountToken"] is False
         assert all(isinstance(value, str) for value in container["resources"]["limits"].values())
     assert len({pod["containers"][0]["image"] for pod in pod_templates()}) == 1
+    tags = re.findall(r"drwr-dist:([\w.]+)", (LAUNCH / "kuberay.yaml").read_text())
+    assert len(tags) >= 3 and set(tags) == {__version__}
 
 
 # What KubeRay's API reference (ray.io/v1) calls the keys; no package brings its schema. 1.5.1 brought authOptions.

@@ -111,15 +111,13 @@ class TestSampling:
         coordinates = torch.stack((u, torch.full_like(u, 1.5)), dim=-1)[None]
         expected = torch.tensor([[0, 0, 0.5, 1, 1, 0.5, 0, 0]], dtype=F64)
         torch.testing.assert_close(sampling.bilinear_in_zeros(image, coordinates), expected)
-        torch.testing.assert_close(sampling.ring_mean(image, coordinates, 1), expected)
         border = sampling.bilinear_in_border(image, coordinates)
         torch.testing.assert_close(border, torch.ones(1, 8, dtype=F64))
 
-    def test_our_ring_is_the_released_one_away_from_borders(self) -> None:
+    def test_our_samples_are_the_released_ones_away_from_borders(self) -> None:
         image = torch.rand(2, 32, 32, dtype=F64)
         coordinates = torch.rand(2, 50, 2, dtype=F64) * 20 + 5.5
         released = sampling.released_samples(image, coordinates, 5)
-        torch.testing.assert_close(sampling.ring_mean(image, coordinates, 5), released.mean(-1))
         torch.testing.assert_close(sampling.bilinear_in_zeros(image, coordinates), released[..., 0])
 
     def test_released_borders(self) -> None:
@@ -129,13 +127,12 @@ class TestSampling:
         read = sampling.released_samples(image, corners, 1)[0, :, 0]
         torch.testing.assert_close(read, torch.stack((image[0, 0, 0], read[1] * 0, read[2] * 0, image[0, 3, 0])))
 
-    @pytest.mark.parametrize("sampler", ["border", "zeros", "ring", "released"])
+    @pytest.mark.parametrize("sampler", ["border", "zeros", "released"])
     def test_gradient(self, sampler: str) -> None:
         image = torch.rand(1, 8, 8, dtype=F64)
         function = {
             "border": lambda c: sampling.bilinear_in_border(image, c),
             "zeros": lambda c: sampling.bilinear_in_zeros(image, c),
-            "ring": lambda c: sampling.ring_mean(image, c, 3),
             "released": lambda c: sampling.released_samples(image, c, 3),
         }[sampler]
         places = torch.tensor([[[0.3, 6.6], [3.4, 2.2], [6.7, 6.8], [-0.6, 3.3], [9.4, -2.2]]], dtype=F64)
@@ -295,6 +292,18 @@ class TestObjective:
         loss = drwr_loss(points, cameras, masks, semantics=semantics)
         assert loss.total == 0
         assert (torch.autograd.grad(loss.total, points)[0] == 0).all()
+
+    @BOTH
+    @pytest.mark.parametrize("broken", ["camera", "focal length"])
+    def test_a_camera_that_is_not_finite_shows_where_it_counts(self, semantics: str, broken: str) -> None:
+        points, cameras, masks = scene()
+        focal = torch.full(masks.shape[:2], 1.875, dtype=points.dtype)
+        (cameras if broken == "camera" else focal)[0, 1] = math.nan
+        arguments = {"semantics": semantics, "focal_length": focal}
+        assert torch.stack(drwr_loss(points, cameras, masks, **arguments)).isnan().all()
+        present = torch.ones(masks.shape[:2], dtype=torch.bool)
+        present[0, 1] = False  # what stands where no view is counts for nothing
+        assert torch.stack(drwr_loss(points, cameras, masks, view_mask=present, **arguments)).isfinite().all()
 
     @BOTH
     @pytest.mark.parametrize("value", [math.nan, math.inf])

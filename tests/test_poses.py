@@ -119,6 +119,18 @@ class TestFrames:
         assert angles(found, truth) < 4
         assert torch.linalg.det(found).item() == pytest.approx(1)
 
+    def test_consensus_of_very_many(self) -> None:
+        truth = rotation(1)[0]
+        proposals = torch.cat((truth.expand(3000, 3, 3), rotation(9000)))[torch.randperm(12_000)]
+        assert angles(consensus(proposals), truth) < 4
+
+    def test_the_median_of_an_even_number_lies_in_the_middle(self) -> None:
+        half = torch.deg2rad(torch.tensor([[10.0], [170.0]], dtype=F64) / 2)
+        turns = world_to_camera_from_quaternion(torch.cat((half.cos(), half.sin(), half * 0, half * 0), 1))[:, :3, :3]
+        start = world_to_camera_from_quaternion(torch.eye(4, dtype=F64)[:1])[:, :3, :3]
+        metrics = pose_metrics(Rotations(turns, start.expand(2, 3, 3), ["car"] * 2), {"": torch.eye(3, dtype=F64)})
+        assert metrics["rotation_error_median"] == pytest.approx(90)
+
     def test_a_network_that_is_right_in_its_own_frame_has_no_error(self) -> None:
         known, frame = rotation(50), rotation(1)[0]
         believed = known @ frame

@@ -84,13 +84,60 @@ def test_colours_under_transparent_pixels_do_not_bleed(tmp_path: Path):
     assert np.array_equal(prepare(tmp_path / "a.png", 64, 1.0), prepare(tmp_path / "b.png", 64, 1.0))
 
 
-@pytest.mark.parametrize("alpha", [0, 255])
-def test_an_alpha_that_says_nothing_is_an_error(tmp_path: Path, alpha: int):
-    picture = np.full((80, 80, 4), 100, dtype=np.uint8)
-    picture[..., 3] = alpha
-    Image.fromarray(picture).save(tmp_path / "plain.png")
+def test_an_empty_alpha_is_an_error(tmp_path: Path):
+    Image.fromarray(np.full((80, 80, 4), (100, 100, 100, 0), dtype=np.uint8)).save(tmp_path / "plain.png")
     with pytest.raises(DataError, match=r"plain\.png: the mask is"):
         prepare(tmp_path / "plain.png", 64, 1.0)
+
+
+def test_an_opaque_alpha_is_as_good_as_none(run: Path, tmp_path: Path):
+    picture = np.full((80, 80, 4), (100, 100, 100, 255), dtype=np.uint8)
+    Image.fromarray(picture).save(tmp_path / "screenshot.png")
+    with pytest.warns(UserWarning, match="nothing cuts the object out"):
+        from_file = prepare(tmp_path / "screenshot.png", 64, 1.0)
+    with pytest.warns(UserWarning, match="nothing cuts the object out"):
+        assert np.array_equal(drwr_dist.load(run).prepare(picture), from_file)
+
+
+def test_a_long_narrow_picture_needs_no_square_of_its_length(tmp_path: Path):
+    strip = np.full((3, 60_000, 3), 255, dtype=np.uint8)  # its square would take 58 GB
+    strip[:, 20_000:40_000] = 0
+    Image.fromarray(strip).save(tmp_path / "strip.png")
+    middle = prepare(tmp_path / "strip.png", 64, 1.0)[31:33]
+    assert middle[:, 30:34].min() < 255 and middle[:, :16].min() == 255
+
+
+def test_a_file_is_read_alike_with_a_mask_in_memory(run: Path, tmp_path: Path):
+    picture = disc(64, (20, 40), 30)
+    Image.fromarray(picture).transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=turned())
+    Image.fromarray(picture[..., 3] // 255).save(tmp_path / "labels.png")  # 0 and 1, as datasets of masks have them
+    network = drwr_dist.load(run)
+    expected = network.prepare(picture)
+    assert np.array_equal(network.prepare(tmp_path / "turned.png"), expected)
+    assert np.array_equal(network.prepare(tmp_path / "turned.png", mask=picture[..., 3]), expected)
+    assert np.array_equal(network.prepare(picture, mask=tmp_path / "labels.png"), expected)
+    with pytest.raises(DataError, match=r"gone\.png: no such file"):
+        network.prepare(tmp_path / "gone.png", mask=picture[..., 3])
+
+
+def turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the first row is the right side
+    return exif
+
+
+def test_nothing_is_written_over_an_image_that_is_read(run: Path, tmp_path: Path):
+    Image.fromarray(disc(64, (32, 32), 30)).save(tmp_path / "a.gif")
+    before = (tmp_path / "a.gif").read_bytes()
+    done = call("predict", f"run={run}", f"images={tmp_path / 'a.gif'}", f"output={tmp_path}", "turntable=gif")
+    assert done.returncode == 1 and "a.gif: its points would be written over an image" in done.stderr
+    assert (tmp_path / "a.gif").read_bytes() == before
+
+
+def test_an_odd_orientation_tag_is_named(tmp_path: Path):
+    Image.fromarray(disc(64, (32, 32), 30)).save(tmp_path / "odd.png", exif=b"II*\0")  # Pillow raises struct.error
+    with pytest.raises(DataError, match=r"odd\.png: not an image"):
+        prepare(tmp_path / "odd.png", 64, 1.0)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\n broken"])

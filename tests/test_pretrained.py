@@ -14,12 +14,15 @@ from toy import REPOSITORY, SMALL_RUN, call, drwr, rows, untrained_run
 
 import drwr_dist
 from drwr_dist import checkpoint
+from drwr_dist.cli import load_options
+from drwr_dist.config import TrainConfig
 from drwr_dist.data.index import load_index
 from drwr_dist.data.stream import SampleTable
 from drwr_dist.engine.initial_weights import initial_weights
 from drwr_dist.point_cloud import read_ply
 from drwr_dist.pretrained import FOLDER, located
 from drwr_dist.run import load_run
+from drwr_dist.training import resolve_paths
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +80,14 @@ def test_a_folder_of_that_name_comes_first(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "pretrained").mkdir()
     assert located("pretrained") == str(tmp_path / "pretrained")
     assert located("s3://bucket/run") == "s3://bucket/run"
+
+
+def test_a_training_can_start_from_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    preset = [f"config={REPOSITORY / 'configs/laptop.yaml'}", "init=pretrained"]
+    config = resolve_paths(load_options(TrainConfig, preset, verb="train"))
+    found = initial_weights(str(config.init), config, load_run(FOLDER).image_size)
+    assert all(torch.equal(found[name], value.half()) for name, value in load_run(FOLDER).model.state_dict().items())
 
 
 def test_the_package_predicts_at_once(tmp_path: Path) -> None:

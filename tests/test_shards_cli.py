@@ -76,6 +76,10 @@ MESHES = ["import", "source=meshes", "input=x", "output=x"]
         ([*MESHES, "distance=0.3"], "distance=0.3"),
         ([*MESHES, "veiws=3"], "did you mean views"),
         ([*MESHES, "workers=-1"], "must not be negative"),
+        ([*MESHES, "seed=-1"], "must not be negative"),
+        ([*MESHES, "ground_truth_voxel=.nan"], "must not be negative"),
+        ([*MESHES, "shard_megabytes=.inf"], "shard_megabytes=inf: must be positive"),
+        ([*MESHES, "distance=.inf"], "distance=inf"),
         (["verify"], "data=… is needed"),
     ],
 )
@@ -83,6 +87,13 @@ def test_usage_errors(shards: Shards, arguments: list[str], reason: str):
     code, _, error = shards(*arguments)
     assert code == 2
     assert reason in error and len(error.splitlines()) == 1
+
+
+def test_rows_of_a_manifest_that_would_share_a_name_are_refused(shards: Shards, tmp_path: Path):
+    (tmp_path / "manifest.csv").write_text("category,name\nchair,Arm chair\nchair,Arm_chair\n")
+    places = [f"input={tmp_path}", f"output={tmp_path / 'data'}", f"manifest={tmp_path / 'manifest.csv'}"]
+    code, _, error = shards("import", "source=open_shapes", *places)
+    assert code == 1 and "chair,Arm_chair would be called chair/Arm_chair, as another row is" in error
 
 
 def test_no_action(shards: Shards):

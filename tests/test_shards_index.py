@@ -7,6 +7,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ def test_select_and_split(tmp_path: Path):
     assert index.select("train", ["b"]) == [(0, 1, "b/2")]
     assert index.select("test", ["a"]) == [(1, 0, "a/3")]
     assert index.select("val") == []
+    unlisted = replace(index, categories={"a": index.categories["a"]})  # by another writer
+    assert unlisted.select("train") == index.select("train")
     with pytest.raises(DataError, match="no category 'c'; the dataset has a, b"):
         index.select("train", ["c"])
     with pytest.raises(DataError, match="unknown split 'dev'"):

@@ -214,6 +214,7 @@ class TestDepth:
             (lambda s, m: s.meta.update(depth_step=None), None),
             (lambda s, m: m.pop("01.depth.png"), "01.depth.png: missing; other views have depth"),
             (lambda s, m: m.update({"03.depth.png": m["01.depth.png"]}), "03.depth.png: has no camera"),
+            (lambda s, m: m.update({"1.depth.png": m.pop("01.depth.png")}), "1.depth.png: has no camera"),
             (lambda s, m: m.update({"01.depth.png": m["01.depth.png"][:-20]}), "01.depth.png: damaged"),
             (lambda s, m: m.update({"01.depth.png": m["01.mask.png"]}), "01.depth.png: not a 16-bit grey PNG"),
             (lambda s, m: m.update({"01.depth.png": encode_png(s.depths[1, ::2, ::2], "quick")}), "not as large as"),

@@ -359,7 +359,7 @@ class TestMasks:
             assert f"note: the photographs were taken with +z up, and up={wrong}" in capsys.readouterr().err
 
     def test_image_bombs(self, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-        monkeypatch.setattr("drwr_dist.sources.pictures.MAX_PIXELS", 1000)
+        monkeypatch.setattr("drwr_dist.image_files.MAX_PIXELS", 1000)
         with pytest.raises(DataError, match=r"0000\.png: 200 × 150 pixels; at most 1000 are read"):
             run_import("posed", own, tmp_path / "out")
 

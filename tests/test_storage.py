@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import doctest
+import errno
 import json
+import os
 import subprocess
 import threading
 import time
@@ -11,11 +14,14 @@ from pathlib import Path
 import fsspec
 import pytest
 import torch
+from aiohttp import web
+from ray.cluster_utils import Cluster
 from test_shards_remote import Proxy, _own_cache, bucket, first, forget_connections, s3_server, serve  # noqa: F401
 from test_train import start, train, wait_for
 from toy import drwr, rows
 
 from drwr_dist import checkpoint, lease
+from drwr_dist.data import remote
 from drwr_dist.engine import uploads
 from drwr_dist.engine.uploads import Uploads
 from drwr_dist.errors import DataError, TrainingError, UsageError
@@ -29,6 +35,12 @@ def state(value: float) -> dict[str, object]:
 
 def write(storage: Storage, step: int, **scores: float) -> str:
     return checkpoint.write(storage.folder, step, state(step), {"validation": scores} if scores else {}).name
+
+
+def half_send(storage: Storage, step: int) -> None:
+    """Do what is left of an upload whose machine died before the last file."""
+    checkpoint.send(storage.folder, write(storage, step), str(storage.url))
+    fsspec.filesystem("s3").rm(f"{storage.url}/checkpoints/{checkpoint.name_of(step)}/meta.json")
 
 
 class TestBucket:
@@ -82,6 +94,99 @@ class TestBucket:
         with pytest.raises(DataError):
             checkpoint.best_of(storage.address, "chamfer")
 
+    def test_what_was_half_uploaded_is_no_checkpoint(self, bucket: str):  # noqa: F811
+        """The machine died during its first upload: the run has not begun, and is neither damaged nor lost."""
+        storage = Storage.at(f"{bucket}/run")
+        half_send(storage, 10)
+        assert checkpoint.remote_names(f"{storage.url}/checkpoints") == ["step-00000010"]
+        assert checkpoint.names(storage.address) == []
+        assert checkpoint.load_newest(storage.address) is None
+        assert checkpoint.choose(storage.address, "best", "chamfer") is None
+        checkpoint.send(storage.folder, write(storage, 20), str(storage.url))
+        loaded = checkpoint.load_newest(storage.address)
+        assert loaded and loaded.step == 20 and not loaded.damaged
+
+    def test_half_uploads_are_removed_and_take_no_place_of_whole_ones(self, bucket: str):  # noqa: F811
+        storage = Storage.at(f"{bucket}/run")
+        for step, score in ((5, 1.0), (10, 3.0), (20, 3.0), (30, 3.0)):
+            checkpoint.send(storage.folder, write(storage, step, chamfer=score), str(storage.url))
+        for step in (15, 25, 35):
+            half_send(storage, step)
+        checkpoint.prune(storage.address, 2, "chamfer")
+        assert checkpoint.names(storage.address) == ["step-00000030", "step-00000020", "step-00000005"]
+        left = sorted(checkpoint.remote_names(f"{storage.url}/checkpoints"))
+        assert left == [*reversed(checkpoint.names(storage.address)), "step-00000035"], "a newer one may be on its way"
+
+    @pytest.mark.parametrize("links", [True, False])
+    def test_a_checkpoint_that_is_pruned_while_it_is_sent_arrives_whole(
+        self,
+        bucket: str,  # noqa: F811
+        s3_server: str,  # noqa: F811
+        links: bool,
+        monkeypatch: pytest.MonkeyPatch,
+    ):
+        """The network is slower than training: newer checkpoints come while the first one's state is under way."""
+
+        def refuse(*names: object) -> None:
+            raise OSError(errno.EPERM, "this file system has no hard links")
+
+        if not links:
+            monkeypatch.setattr(os, "link", refuse)
+        with serve(Proxy(s3_server)) as (url, proxy):
+            monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
+            forget_connections()
+            storage, told, written = Storage.at(f"{bucket}/run"), [], []
+
+            def write_next(request: web.Request) -> None:
+                if request.method == "PUT" and request.path.endswith("step-00000010/state.pt") and not written:
+                    written.append(write(storage, 20))
+                    checkpoint.prune(storage.folder, 1)
+
+            proxy.fault = write_next
+            sender = Uploads(storage, keep=2, metric="chamfer", timeout=30, tell=told.append)
+            sender.add(write(storage, 10))
+            wait_for(lambda: written)
+            sender.add(written[0])
+            sender.close()
+            assert checkpoint.names(storage.folder) == ["step-00000020"]
+            assert checkpoint.names(storage.address) == ["step-00000020", "step-00000010"] and not told
+            loaded = checkpoint.load(storage.address, "step-00000010")
+            assert torch.equal(loaded.state["model"]["weight"], torch.full((3,), 10.0))
+            assert [path.name for path in (storage.folder / "checkpoints").iterdir()] == ["step-00000020"]
+        forget_connections()
+
+    def test_the_newest_goes_first_and_the_best_has_its_turn(
+        self,
+        bucket: str,  # noqa: F811
+        s3_server: str,  # noqa: F811
+        monkeypatch: pytest.MonkeyPatch,
+    ):
+        monkeypatch.setattr(remote, "READ_TIMEOUT", 120)
+        with serve(Proxy(s3_server)) as (url, proxy):
+            monkeypatch.setenv("AWS_ENDPOINT_URL_S3", url)
+            forget_connections()
+            storage, told, begun = Storage.at(f"{bucket}/run"), [], []
+            gate = threading.Event()
+
+            def note(request: web.Request) -> None:
+                if request.method == "PUT" and request.path.endswith("state.pt"):
+                    begun.append(int(request.path.split("/")[-2].removeprefix("step-")))
+                    gate.wait(100)
+
+            proxy.fault = note
+            sender = Uploads(storage, keep=3, metric="chamfer", timeout=30, tell=told.append)
+            for step, score in ((1, 5.0), (2, 1.0), (3, 5.0), (4, 5.0), (5, 5.0), (6, 5.0)):
+                name = write(storage, step, chamfer=score)
+                checkpoint.prune(storage.folder, 3, "chamfer")
+                sender.add(name)
+                wait_for(lambda: begun)
+            gate.set()
+            sender.close()
+            assert begun == [1, 6, 2, 5, 4]
+            assert checkpoint.names(storage.address) == [checkpoint.name_of(step) for step in (6, 5, 4, 2)]
+            assert told == ["step-00000003 was not uploaded: newer checkpoints came before its turn"]
+        forget_connections()
+
     def test_uploads_do_not_block_and_what_waits_is_bounded(
         self,
         bucket: str,  # noqa: F811
@@ -104,7 +209,8 @@ class TestBucket:
         gate.set()
         sender.close()
         assert checkpoint.names(storage.address) == ["step-00000007", "step-00000002"]
-        assert any("step-00000004" in line and "newer" in line for line in told)
+        for step in (1, 4):  # one that was about to be sent, and one that waited
+            assert len([line for line in told if checkpoint.name_of(step) in line and "newer" in line]) == 1
 
     def test_a_failing_upload_is_told_tried_again_and_ends_the_run_with_an_error(
         self,
@@ -170,6 +276,44 @@ def test_urls_that_cannot_be_written_are_refused():
         Storage.at("http://127.0.0.1:1/runs")
     with pytest.raises(UsageError, match="storage=nonsense://"):
         Storage.at("nonsense://bucket/runs")
+
+
+def test_addresses_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/someone")
+    for given, wanted in {
+        "runs/": f"{tmp_path}/runs",
+        "../runs": f"{tmp_path.parent}/runs",
+        "~/runs": "/home/someone/runs",
+        "file:///shared/runs": "/shared/runs",
+        "file://runs": f"{tmp_path}/runs",
+        "s3://bucket/~/runs/": "s3://bucket/~/runs",
+        "https://host/data": "https://host/data",
+    }.items():
+        assert remote.absolute(given) == wanted and remote.absolute(wanted) == wanted
+    examples = doctest.testmod(remote)
+    assert examples.attempted > 0 and examples.failed == 0
+
+
+@pytest.mark.slow
+def test_a_worker_may_keep_its_working_copy_elsewhere_than_the_driver(
+    bucket: str,  # noqa: F811
+    toy_dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """Nodes of a cluster differ in HOME or XDG_CACHE_HOME; a run at a URL needs nothing that they share."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "of the node"))
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    try:
+        settings = ("workers=2", "steps=4", "checkpoint.every=2", f"cluster.address={cluster.address}")
+        driver = str(tmp_path / "of the driver")
+        done = train(toy_dataset, f"{bucket}/runs", "name=far", *settings, XDG_CACHE_HOME=driver)
+    finally:
+        cluster.shutdown()
+    assert done.returncode == 0, done.stderr
+    assert checkpoint.names(f"{bucket}/runs/far") == ["step-00000004", "step-00000002"]
+    assert list((tmp_path / "of the node").rglob("state.pt")), "the worker did not write where its node says"
 
 
 @pytest.mark.slow

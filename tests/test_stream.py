@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -209,6 +210,9 @@ def test_the_stream_verb_prints_the_keys(toy_dataset: Path, tmp_path: Path):
 
 def test_the_stream_verb_refuses_nonsense(toy_dataset: Path, tmp_path: Path):
     assert call("shards stream", f"data={toy_dataset}", "rank=2", "world_size=2").returncode == 2
+    for wrong in ("data.on_bad_sample=fial", "data.view_order=fxied", "seed=-1", "loader.workers=abc", "split=tset"):
+        done = call("shards stream", f"data={toy_dataset}", wrong)
+        assert done.returncode == 2 and wrong in done.stderr and done.stderr.count("\n") == 1, done.stderr
     missing = call("shards stream", f"data={tmp_path / 'nothing'}")
     assert missing.returncode == 1 and "no such folder" in missing.stderr and "Traceback" not in missing.stderr
 
@@ -261,4 +265,8 @@ def test_automatic_loader_processes(toy_dataset: Path):
     assert loader_processes(LoaderConfig(), table, cores=8) == 0
     small = LoaderConfig(cache_megabytes=1)
     assert [loader_processes(small, table, cores) for cores in (1, 2, 16)] == [0, 1, 4]
+    large = replace(table, index=replace(table.index, image_size=256))  # distances there take 4 bytes
+    needed = len(table.keys) * table.index.views * 8 * 256**2 / 2**20
+    room = [LoaderConfig(cache_megabytes=int(needed) + more) for more in (-1, 1)]
+    assert [loader_processes(each, large, cores=2) for each in room] == [1, 0]
     assert loader_processes(LoaderConfig(workers="3"), table, cores=1) == 3

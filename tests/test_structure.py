@@ -79,6 +79,14 @@ def test_architecture_names_every_part():
     assert [name for name in named if name not in text] == []
 
 
+@pytest.mark.parametrize("folder", ["data", "engine", "sweep"])
+def test_architecture_names_every_module_of(folder: str):
+    lines = (REPOSITORY / "docs/architecture.md").read_text(encoding="utf-8").splitlines()
+    (row,) = (line for line in lines if line.startswith(f"| `drwr_dist/{folder}/`"))
+    modules = {path.stem for path in (PACKAGE / folder).glob("*.py")} - {"__init__"}
+    assert modules - set(re.findall(r"`([a-z_]+)`", row)) == set()
+
+
 @pytest.mark.parametrize("schema", [TuneConfig])
 def test_no_key_is_dead(schema: type):
     """Each key is read somewhere outside the schema and its checks."""

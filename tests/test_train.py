@@ -375,7 +375,7 @@ def test_a_loss_that_is_not_finite_names_step_and_samples(toy_dataset: Path, tmp
         (["data.supervision_views=9"], 2, ["data.supervision_views=9", "5 views"]),
         (["loss.grid=48"], 2, ["loss.grid=48", "64"]),
         (["data.categories=[lamp]"], 2, ["lamp", "brick"]),
-        (["evaluation.split=exam"], 1, ["exam"]),
+        (["evaluation.split=exam"], 2, ["evaluation.split=exam", "train, val, test"]),
         (["storage=http://127.0.0.1/runs"], 2, ["storage=http", "only be read"]),
         (["validation.every=2", "data.split=val"], 2, ["validation.every", "data.split=val"]),
         (["evaluation.checkpoint=best"], 2, ["evaluation.checkpoint=best", "validation.every"]),

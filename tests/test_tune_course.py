@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ import pytest
 
 from drwr_dist import checkpoint
 from drwr_dist.config import TuneConfig
+from drwr_dist.errors import UsageError
 from drwr_dist.sweep import trials
 from drwr_dist.sweep.course import Course
+from drwr_dist.sweep.definition import refuse_changes, save_definition
 from drwr_dist.sweep.space import parse_space
 from drwr_dist.sweep.trial_driver import Job, newest_step, stops
 from drwr_dist.sweep.trials import FAILED, FINISHED, RUNNING, STOPPED, Trial
@@ -39,9 +42,9 @@ def value_of(trial: Trial, step: int) -> float:
 class Wave:
     """Bring trials forward as the driver does, or fall dead after a number of measurements."""
 
-    def __init__(self, deaths: list[int] | None = None, failing: str = ""):
+    def __init__(self, deaths: list[int] | None = None, failing: str = "", fails_after: int = 0):
         self.deaths = deaths or []
-        self.failing = failing
+        self.failing, self.fails_after = failing, fails_after  # trial, last step that it measures
         self.measured = 0
         self.trained: list[tuple[str, int]] = []
 
@@ -51,12 +54,13 @@ class Wave:
             trial = trials.load(job.sweep, each.id)
             trial.state = RUNNING
             trials.save(job.sweep, trial)
-            if trial.id == self.failing:
-                trial.state, trial.reason = FAILED, "a loss that is not finite"
             for step in stops(job.settings, steps):
                 lost = step == steps and newest_step(trials.folder(job.sweep, trial)) < step
                 if trial.ended or step > (job.until or steps) or not (trial.value_at(step) is None or lost):
                     continue
+                if trial.id == self.failing and step > self.fails_after:
+                    trial.state, trial.reason = FAILED, "a loss that is not finite"
+                    break
                 if self.measured in self.deaths:
                     self.deaths.remove(self.measured)
                     return False
@@ -159,6 +163,60 @@ def test_population_members_take_over_weights_and_values(tmp_path: Path):
         assert entry["applied"] and entry["donor"].endswith(trial.category) and entry["parameters"] == trial.parameters
         donor = next(t for t in course.trials if t.id == entry["donor"])
         assert (donor.value_at(entry["step"]) or 0) < (trial.value_at(entry["step"]) or 0)
+
+
+def files_of(sweep: Path) -> dict[str, str]:
+    return {str(path.relative_to(sweep)): path.read_text() for path in sweep.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("failing", [f"{number:03d}-chair" for number in range(1, 9)])
+def test_a_member_that_fails_later_changes_no_exchange_before(tmp_path: Path, failing: str):
+    """Whoever it is, and whenever the sweep is started again: what was exchanged stands."""
+    settings: dict[str, Any] = {"scheduler": "pbt", "search": "random"}
+    undisturbed = run(tmp_path / "one", Wave(failing=failing, fails_after=30), **settings)
+    wave = Wave([20, 24, 33], failing=failing, fails_after=30)
+    disturbed = run(tmp_path / "other", wave, **settings)
+    assert not wave.deaths
+    assert outcome(*disturbed) == outcome(*undisturbed)
+    before = files_of(tmp_path / "one")
+    again = Wave()
+    assert outcome(*run(tmp_path / "one", again, **settings)) == outcome(*undisturbed)
+    assert files_of(tmp_path / "one") == before and not again.trained, "nothing is done to what has ended"
+    retried = Wave()
+    run(tmp_path / "one", retried, retry_failed=True, **settings)
+    others = {name: text for name, text in before.items() if failing not in name}
+    assert retried.trained == [(failing, 60), (failing, 90)]
+    assert {name: text for name, text in files_of(tmp_path / "one").items() if failing not in name} == others
+
+
+def test_an_exchange_without_the_donors_weights_is_left_out(tmp_path: Path):
+    course = course_of(tmp_path, Wave([18]), scheduler="pbt")  # it dies when all members have measured once
+    assert not course.search()
+    for trial in course.trials:
+        for entry in trial.lineage:
+            entry["applied"] = False
+        trials.save(tmp_path, trial)
+    donor = next(trial.lineage[0]["donor"] for trial in course.trials if trial.lineage)
+    shutil.rmtree(tmp_path / trials.TRIALS / donor / checkpoint.FOLDER)
+    course, _ = run(tmp_path, Wave(), scheduler="pbt")
+    first = [entry for trial in course.trials for entry in trial.lineage if entry["step"] == 30]
+    assert first and donor not in {entry["donor"] for entry in first}
+    assert all(entry["applied"] for trial in course.trials for entry in trial.lineage)
+
+
+def test_the_size_of_a_population_can_not_change(tmp_path: Path):
+    config = course_of(tmp_path, Wave(), scheduler="pbt").config
+    save_definition(tmp_path, config)
+    refuse_changes(tmp_path, config)
+    config.sweep.candidates = 12
+    with pytest.raises(UsageError, match=r"sweep\.candidates=12: .* was started with sweep\.candidates=8"):
+        refuse_changes(tmp_path, config)
+    config.sweep.scheduler = "none"
+    with pytest.raises(UsageError, match=r"sweep\.scheduler=none: .* was started with sweep\.scheduler=pbt"):
+        refuse_changes(tmp_path, config)
+    save_definition(tmp_path, config)
+    config.sweep.candidates = 16
+    refuse_changes(tmp_path, config)
 
 
 def test_disk_is_bounded_and_a_winner_without_weights_is_trained_again(tmp_path: Path):

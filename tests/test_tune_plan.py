@@ -8,16 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from drwr_dist.config import PopulationConfig, SweepConfig
+from drwr_dist.config import PopulationConfig, SweepConfig, TrainConfig, TuneConfig
+from drwr_dist.data.plan import Plan
 from drwr_dist.sweep import search, trials
 from drwr_dist.sweep.capacity import concurrent_trials
 from drwr_dist.sweep.early import goes_on, rungs, survivors
 from drwr_dist.sweep.importance import importances
-from drwr_dist.sweep.measuring import measurements
+from drwr_dist.sweep.measuring import measurements, training_seconds
 from drwr_dist.sweep.population import exchanges, perturb
 from drwr_dist.sweep.selection import best_of_category, mean_ranks, pareto, scored, shared_order, worth_keeping
 from drwr_dist.sweep.space import parse_space
-from drwr_dist.sweep.trials import FAILED, FINISHED, STOPPED, Trial
+from drwr_dist.sweep.trial_driver import STOP, Job, run_trial
+from drwr_dist.sweep.trials import FAILED, FINISHED, PENDING, STOPPED, Trial
+from drwr_dist.sweep.tuner import driver_cpus
 
 SPACE = parse_space(
     {
@@ -57,6 +60,11 @@ def test_optuna_candidates_are_a_function_of_the_results_and_learn_from_them():
     assert abs(np.median([row["loss.theta"] for row in first]) - 7.0) < 1.5
     both = [search.Scored(row.parameters, (*(row.objectives or ()), 1.0)) for row in results]
     assert len(search.suggest(SPACE, 1, range(25, 27), both, objectives=2)) == 2
+
+
+def test_optuna_takes_every_seed_that_training_takes():
+    for seed in (42949, 42950, 2**32 - 1):
+        assert len(search.suggest(SPACE, seed, range(67297, 67299), [], objectives=1)) == 2
 
 
 def test_optuna_takes_failures_early_ends_and_a_baseline_outside_the_space():
@@ -160,6 +168,45 @@ def test_measurements_come_from_the_files_of_the_run(tmp_path: Path):
         with (tmp_path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"step": step, "samples_per_second": 8.0 * step}) + "\n")
     (tmp_path / "validation.jsonl").write_text('{"step": 20, "chamfer": 7.5}\n{"step": 30, "chamfer": 7.25}\n{"st')
-    found = measurements(tmp_path, "chamfer", 8)
+    found = measurements(tmp_path, "chamfer", Plan((800,), 0, global_batch=8))
     assert [(row["step"], row["value"]) for row in found] == [(20, 7.5), (30, 7.25)]
     assert [row["seconds"] for row in found] == pytest.approx([1.0 + 0.5, 1.0 + 0.5 + 1 / 3])
+
+
+def test_the_seconds_of_training_do_not_depend_on_how_epochs_end(tmp_path: Path):
+    """At 2 samples a second, two epochs of 21 samples take 21 s, whatever remains for the last step of each."""
+    for global_batch in (1, 4, 8, 16, 20, 21, 64):
+        plan = Plan((13, 8), 0, global_batch)
+        steps, run = 2 * plan.steps_per_epoch, tmp_path / str(global_batch)
+        run.mkdir()
+        (run / "metrics.jsonl").write_text(json.dumps({"step": steps, "samples_per_second": 2.0}) + "\n")
+        assert training_seconds(run, plan, steps) == pytest.approx(21.0)
+        # In between too: the row of each step has the speed of its own samples, here that of a step a second.
+        rows = [{"step": step + 1, "samples_per_second": plan.batch_size(step)} for step in range(steps)]
+        (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        assert [training_seconds(run, plan, step) for step in range(steps + 1)] == list(range(steps + 1))
+
+
+def test_a_trial_that_has_not_begun_when_all_are_to_stop_stays_as_it_is(tmp_path: Path):
+    trial = Trial(1, "chair", {"loss.theta": 2.0})
+    trials.save(tmp_path, trial)
+    (tmp_path / STOP).touch()
+    config = TuneConfig()
+    config.data.path = str(tmp_path / "nothing")  # to begin would be to fail
+    run_trial({"trial": trial.id}, Job(tmp_path, config, config.sweep))
+    assert trials.load(tmp_path, trial.id).state == PENDING
+    assert [path.name for path in trials.folder(tmp_path, trial).iterdir()] == [trials.JOURNAL]
+
+
+def test_the_drivers_of_local_trials_leave_the_cores_to_their_workers(monkeypatch: pytest.MonkeyPatch):
+    """Of 17 CPUs on a machine of 16 cores, 16 trials of a worker each must find their places."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    config, settings = TrainConfig(), SweepConfig()
+    assert concurrent_trials([{"CPU": 17.0}], 1, {"CPU": 1.0}, driver_cpus(config, settings)) == 16
+    config.cluster.address = "auto"
+    assert driver_cpus(config, settings) == settings.driver_cpus == 0.1
+    settings.driver_cpus = 0.0
+    assert 0 < driver_cpus(config, settings) < 0.01, "Ray Tune takes no trial that reserves nothing"
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    settings.driver_cpus = 0.5
+    assert 0 < driver_cpus(config, settings) < 0.01

@@ -14,9 +14,14 @@ from drwr_dist.cli import load_options
 from drwr_dist.config import TrainConfig, TuneConfig
 from drwr_dist.data.index import load_index
 from drwr_dist.errors import UsageError
-from drwr_dist.sweep.checks import check_sweep, check_sweep_data
+from drwr_dist.sweep.checks import check_sweep, check_sweep_data, resolve_space
 from drwr_dist.sweep.space import apply, grid, parse_space
+from drwr_dist.sweep.trial_driver import trial_config
+from drwr_dist.sweep.trials import Trial
+from drwr_dist.training import resolve_paths
+from drwr_dist.validation import validate
 
+AVERAGING = "communication.average_every"
 RATE = {"optimizer.learning_rate": {"low": "1e-4", "high": 1e-2, "log": True}}
 
 
@@ -80,6 +85,24 @@ SETTINGS = [
     (RATE, ["sweep.scheduler=asha", "communication.average_every=8"], "sweep.asha.first_rung=100"),
     (RATE, ["sweep.scheduler=asha", "sweep.asha.reduction=1"], "must be at least 2"),
     ({"steps": {"values": [10, 20]}}, ["sweep.scheduler=asha"], "take steps out of the space"),
+    (
+        {AVERAGING: {"values": [1, 8]}},
+        ["sweep.scheduler=asha"],
+        f"sweep.asha.first_rung=100: must be a multiple of {AVERAGING}=8",
+    ),
+    (
+        {AVERAGING: {"low": 1, "high": 4}},
+        ["sweep.scheduler=halving", "checkpoint.every=12"],
+        f"first_rung=100: must be a multiple of {AVERAGING}=3",
+    ),
+    (
+        {AVERAGING: {"low": 1, "high": 2}},
+        ["checkpoint.every=9"],
+        f"sweep.space: {AVERAGING}: checkpoint.every=9: must be",
+    ),
+    ({"loss.volumetric_kernel": {"low": 3, "high": 5}}, [], "loss.volumetric_kernel=4: must be odd"),
+    ({"steps": {"low": 0, "high": 5}}, ["init=pretrained"], "steps=0: must be at least 1"),
+    (RATE, ["data.split=val"], "data.split=val"),
     (RATE, ["sweep.objectives=[quality,seconds]"], "take sweep.search=optuna"),
     (RATE, ["sweep.objectives=[time]", "sweep.search=optuna"], "give [quality] or [quality,seconds]"),
     (RATE, ["sweep.metric=accuracy"], "sweep.metric=accuracy: choose one of chamfer"),
@@ -94,6 +117,60 @@ def test_settings_that_do_not_go_together_are_refused(tmp_path: Path, space, arg
     assert words in str(caught.value)
 
 
+def test_what_passes_the_checks_can_be_a_trial(tmp_path: Path):
+    """Trials of other lengths average their weights before they are measured: at their own last step."""
+    config = config_of(
+        tmp_path, {"steps": {"values": [50, 200]}}, "steps=100", f"{AVERAGING}=8", "checkpoint.every=400"
+    )
+    check_sweep(config)
+    for steps in (50, 100, 200):
+        run = trial_config(apply(config, {"steps": steps}), config.sweep, tmp_path, Trial(1, "chair", {}), views=2)
+        validate(run)
+        assert run.validation.every == run.steps == steps
+    config = config_of(tmp_path, {AVERAGING: {"values": [1, 4]}, "loss.grid": {"low": 16, "high": 64, "step": 16}},
+                       "sweep.scheduler=asha")  # fmt: skip
+    assert set(check_sweep(config)) == {AVERAGING, "loss.grid"}
+
+
+@pytest.mark.parametrize("short", [False, True])
+def test_first_weights_in_the_space_are_found_from_every_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, short: bool
+):
+    monkeypatch.chdir(tmp_path)
+    values = [None, "runs/a", "/elsewhere/b", "s3://bucket/c", "tf_checkpoint:old/model-9", "pretrained"]
+    config = config_of(tmp_path, {"init": values if short else {"values": values}})
+    resolve_space(config)
+    found = parse_space(config.sweep.space)["init"].values
+    assert found == (None, f"{tmp_path}/runs/a", "/elsewhere/b", "s3://bucket/c",
+                     f"tf_checkpoint:{tmp_path}/old/model-9", "pretrained")  # fmt: skip
+    resolve_space(config)
+    assert parse_space(config.sweep.space)["init"].values == found
+    for other in ({"init": 5}, {"init": {"low": 1, "high": 2}}, RATE):
+        resolve_space(config_of(tmp_path, other))  # what is wrong with them, if anything, the check says
+
+
+@pytest.mark.parametrize("init", ["runs/own/trials/001-chair", "tf_checkpoint:runs/own/model", "link/trials"])
+def test_first_weights_that_would_be_removed_first_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, init: str
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "own" / "trials").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "runs" / "own")
+
+    def check(space: dict[str, Any], *arguments: str) -> None:
+        config = config_of(tmp_path, space, "storage=runs", "name=own", *arguments)
+        resolve_paths(config)
+        resolve_space(config)
+        check_sweep(config)
+
+    with pytest.raises(UsageError, match=r"init=\S*: lies in the folder of this sweep, which overwrite=true"):
+        check(RATE, f"init={init}", "overwrite=true")
+    with pytest.raises(UsageError, match=r"init=\S*: lies in the folder of this sweep, which overwrite=true"):
+        check({"init": [None, init]}, "overwrite=true")
+    check(RATE, f"init={init}")
+    check(RATE, f"init={init.replace('own', 'owner').replace('link', 'linked')}", "overwrite=true")
+
+
 def test_mistakes_that_need_the_data_are_found_too(tmp_path: Path, toy_dataset: Path):
     index = load_index(str(toy_dataset))
 
@@ -106,6 +183,7 @@ def test_mistakes_that_need_the_data_are_found_too(tmp_path: Path, toy_dataset: 
     assert "no category chair; it has brick, slab" in message(RATE, "sweep.categories=[brick,chair]")
     assert "brick stands there twice" in message(RATE, "sweep.categories=[brick,brick]")
     assert "loss.grid=48: must divide" in message({"loss.grid": {"values": [32, 48]}})
+    assert "loss.grid=48: must divide" in message({"loss.grid": {"low": 16, "high": 64, "step": 16}})
     config = config_of(tmp_path, RATE, f"data={toy_dataset}")
     assert check_sweep_data(config, check_sweep(config), index) == ["brick", "slab"]
 

@@ -17,8 +17,12 @@ from drwr_dist.data.sample import composite_planes
 from drwr_dist.data.specks import without_specks
 from drwr_dist.silhouette import EDGE, INSIDE, Squares, squares_outside, write_smooth
 
-BYTES_PER_PIXEL = 3 + 1 + 2  # of a decoded view: colours, alpha, squared distance
 _LARGEST_UINT16_SIDE = 181  # of an image whose squared distances all fit
+
+
+def bytes_of_view(side: int) -> int:
+    """Return the memory of a decoded view: colours, alpha and squared distances of side × side pixels."""
+    return (3 + 1 + (4 if side > _LARGEST_UINT16_SIDE else 2)) * side * side
 
 
 @dataclass
@@ -36,7 +40,7 @@ class Decoded:
     focal_length: NDArray[np.float64]  # [V]
     background: float  # grey level in [0, 1]
     binary: bool  # silhouettes are binary, else alpha
-    despeckle: int  # pixels; smaller patches and holes of masks are taken out
+    despeckle: int  # pixels; smaller patches and holes are taken out of silhouettes
     pixels: dict[int, NDArray[np.uint8]] = field(default_factory=dict)  # view -> [3, H, W]
     alphas: dict[int, NDArray[np.uint8]] = field(default_factory=dict)  # view -> [H, W]
     squares: dict[int, Squares | None] = field(default_factory=dict)  # view -> [H, W]; None: nothing is inside
@@ -62,7 +66,7 @@ class Decoded:
             side: of the images, in pixels.
             background: grey level in [0, 1] under the images.
             binary: whether silhouettes are binary.
-            despeckle: pixels; smaller patches and holes of masks are taken out (`without_specks`).
+            despeckle: pixels; smaller patches and holes are taken out of silhouettes (`without_specks`).
         """
         read = MemberReader(members, key, shard)
         world_to_camera, focal_length = read.cameras()
@@ -79,9 +83,8 @@ class Decoded:
     def bytes(self) -> int:
         """The memory that it never exceeds, of each PNG file and its content the larger; to ask before decoding."""
         area = self.side * self.side
-        pixel = BYTES_PER_PIXEL + (2 if self.side > _LARGEST_UINT16_SIDE else 0)
         excess = sum(max(0, len(file) - area * (3 if "image" in name else 1)) for name, file in self.files.items())
-        return self.views * pixel * area + excess
+        return self.views * bytes_of_view(self.side) + excess
 
     def write_picture(self, view: int, out: NDArray[np.float32], recolouring: Recolouring | None = None) -> None:
         """Write the image of a view on its background into `out` [3, H, W], in [0, 1], in other colours if asked."""
@@ -102,7 +105,7 @@ class Decoded:
             write_smooth(squares, smooth)
             cv2.threshold(smooth, (1 + EDGE) / 2, 1, cv2.THRESH_BINARY, mask)
             return
-        alpha = self._alpha(view)
+        alpha = self._shape(view)
         cv2.LUT(alpha, _unit(), mask)
         if squares is not None:
             write_smooth(squares, smooth)
@@ -117,16 +120,20 @@ class Decoded:
     def _alpha(self, view: int) -> NDArray[np.uint8]:
         if view not in self.alphas:
             name = f"{view:02d}.mask.png"
-            alpha = self._read.mask(name, self.side)
-            self.alphas[view] = without_specks(alpha, self.despeckle) if self.despeckle else alpha
+            self.alphas[view] = self._read.mask(name, self.side)
             del self.files[name]
         return self.alphas[view]
+
+    def _shape(self, view: int) -> NDArray[np.uint8]:
+        """Return the alpha that silhouettes are made of; pictures keep theirs, as whoever predicts has no other."""
+        alpha = self._alpha(view)
+        return without_specks(alpha, self.despeckle) if self.despeckle else alpha
 
     def _squares(self, view: int) -> Squares | None:
         """Return squared distances to what the silhouette has inside."""
         if view not in self.squares:
             inside = FOREGROUND if self.binary else int(np.ceil(255 * INSIDE))
-            outside = cv2.threshold(self._alpha(view), inside - 1, 1, cv2.THRESH_BINARY_INV)[1]
+            outside = cv2.threshold(self._shape(view), inside - 1, 1, cv2.THRESH_BINARY_INV)[1]
             some = self.binary or cv2.countNonZero(outside) < outside.size
             self.squares[view] = squares_outside(outside) if some else None
         return self.squares[view]

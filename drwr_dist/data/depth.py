@@ -6,7 +6,6 @@ nothing is seen. Renders that bring depth of an unknown scale have `depth_step` 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 
 import cv2
@@ -18,7 +17,7 @@ from drwr_dist.data.sample import ObjectSample
 
 STEP_KEY = "depth_step"
 _LEVELS = 65535
-_MEMBER = re.compile(r"(\d+)\.depth\.png")
+_ENDING = ".depth.png"
 _ROOM = 0.02  # object units by which a seen surface may leave the unit cube: half a pixel and rounding
 _IN_CUBE_SHARE = 0.99
 
@@ -40,18 +39,18 @@ def depth_findings(members: Mapping[str, bytes], sample: ObjectSample) -> Iterat
         members: of the sample, as in the shard.
         sample: what was decoded from them; all views.
     """
-    found = {int(match[1]) for name in members if (match := _MEMBER.fullmatch(name))}
+    found = {name for name in members if name.endswith(_ENDING)}
     if not found:
         return
-    views = range(len(sample.masks))
-    for view in sorted(found ^ set(views)):
-        yield f"{view:02d}.depth.png: {'missing; other views have depth' if view in views else 'has no camera'}"
+    views = {f"{view:02d}{_ENDING}": view for view in range(len(sample.masks))}
+    for name in sorted(found ^ views.keys()):
+        yield f"{name}: {'missing; other views have depth' if name in views else 'has no camera'}"
     step = sample.meta.get(STEP_KEY)
     if step is not None and not (isinstance(step, float) and step > 0):
         yield f"meta.json: {STEP_KEY} is {step!r}, neither a positive number nor null"
         step = None
-    for view in sorted(found & set(views)):
-        name = f"{view:02d}.depth.png"
+    for name in sorted(found & views.keys()):
+        view = views[name]
         if reason := png_fault(members[name], channels=1, bits=16):
             yield f"{name}: {reason}"
             continue

@@ -99,7 +99,7 @@ class DatasetIndex:
         """
         splits = SPLITS if split is None else (split,)
         named = self.matching(shards, splits)
-        wanted = set(categories or self.categories)
+        wanted = set(categories or ())
         if unknown := sorted(wanted - set(self.categories)):
             raise DataError(
                 f"{self.root}: no category {unknown[0]!r}; the dataset has {', '.join(sorted(self.categories))}"
@@ -110,7 +110,7 @@ class DatasetIndex:
             for number, shard in self.split(each)
             if number in named or not shards
             for position, key in enumerate(shard.keys)
-            if key.split("/", 1)[0] in wanted
+            if not wanted or key.split("/", 1)[0] in wanted
         ]
 
 

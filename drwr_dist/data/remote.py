@@ -33,6 +33,19 @@ def is_remote(root: str) -> bool:
     return "://" in root and not root.startswith("file://")
 
 
+def absolute(address: str) -> str:
+    """Return a folder's absolute path, also of a file:// URL; the URL of anything else without a slash at its end.
+
+    >>> absolute("file:///shared/runs/")
+    '/shared/runs'
+    >>> absolute("s3://bucket/runs/")
+    's3://bucket/runs'
+    """
+    if is_remote(address):
+        return address.rstrip("/")
+    return os.path.abspath(os.path.expanduser(address.removeprefix("file://")))
+
+
 def join(root: str, name: str) -> str:
     """Return the address of a file below a root."""
     return f"{root.rstrip('/')}/{name}"

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from drwr_dist.config import DataConfig, LoaderConfig
 from drwr_dist.data.batch import Batch, BatchRows, Example, Failure
-from drwr_dist.data.decoded import BYTES_PER_PIXEL, Decoded
-from drwr_dist.data.index import DatasetIndex, load_index, read_sample
+from drwr_dist.data.decoded import Decoded, bytes_of_view
+from drwr_dist.data.index import SPLITS, DatasetIndex, load_index, read_sample
 from drwr_dist.data.plan import Plan, rank_slice
 from drwr_dist.data.recolour import Recolouring
 from drwr_dist.data.sample import ObjectSample, decode_sample, split_members
@@ -192,8 +192,8 @@ def loader_processes(loader: LoaderConfig, table: SampleTable, cores: int | None
     """
     if str(loader.workers) != "auto":
         return int(loader.workers)
-    pixels = table.index.views * table.index.image_size**2
-    if len(table.keys) * pixels * BYTES_PER_PIXEL <= loader.cache_megabytes * 2**20:
+    needed = len(table.keys) * table.index.views * bytes_of_view(table.index.image_size)
+    if needed <= loader.cache_megabytes * 2**20:
         return 0
     if cores is None:
         cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -255,8 +255,10 @@ def print_stream(options: StreamOptions) -> None:
     """
     if not 0 <= options.rank < options.world_size:
         raise UsageError(f"rank={options.rank}: must be in 0 … world_size - 1 = {options.world_size - 1}")
-    if options.global_batch < 1 or options.start < 0 or options.steps < 0:
-        raise UsageError("global_batch must be at least 1, start and steps 0 or more")
+    if options.start < 0 or options.steps < 0:
+        raise UsageError("start and steps must be 0 or more")
+    if options.split not in SPLITS:
+        raise UsageError(f"split={options.split}: choose one of {', '.join(SPLITS)}")
     index = load_index(options.data.path)
     options.data.supervision_views = min(options.data.supervision_views, index.views)  # only keys are shown
     table = SampleTable.select(index, options.split, options.data.categories)

@@ -141,6 +141,8 @@ def train(
     run = storage.folder
     check_nodes(storage, config.data.path)
     check_compile(config.compile, scaling(config).use_gpu)
+    if note := gpus_left_idle(config, int(ray.cluster_resources().get("GPU", 0))):
+        console.print(note, highlight=False, soft_wrap=True)
     # What lies on disk is the truth (see drwr_dist.checkpoint); Ray's list may be cut off or outdated after a kill.
     (run / SNAPSHOT).unlink(missing_ok=True)
     set_up_ray_train(config)
@@ -188,6 +190,17 @@ def scaling(config: TrainConfig) -> ScalingConfig:
     resources = {"CPU": config.cluster.cpus_per_worker} | ({"GPU": gpus} if gpus else {})
     return ScalingConfig(
         num_workers=fewest if fewest == most else (fewest, most), use_gpu=gpus > 0, resources_per_worker=resources
+    )
+
+
+def gpus_left_idle(config: TrainConfig, gpus: int) -> str | None:
+    """Say that training goes over CPUs although the cluster has GPUs, where they are fewer than the workers."""
+    fewest = workers_range(config.workers)[0]
+    if config.cluster.gpus_per_worker >= 0 or not 0 < gpus < fewest:
+        return None
+    return (
+        f"training on CPUs: {fewest} workers, but {gpus} GPU(s), and each worker needs one of its own; workers={gpus} "
+        "uses them, cluster.gpus_per_worker=1 waits for more, cluster.gpus_per_worker=0 leaves out this line"
     )
 
 

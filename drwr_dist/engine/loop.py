@@ -32,7 +32,7 @@ def train_worker(job: dict[str, Any]) -> dict[str, Any]:
             done, last = worker.start, job["until"] or config.steps
             if config.steps == 0:
                 worker.save(0)  # the initial weights themselves
-            for step, batch in worker.batches():
+            for step, batch in worker.batches() if done < last else ():  # a group that Ray starts again may be done
                 tally = worker.forward_backward(step, batch)
                 total = worker.agree(step, batch, tally)
                 gradient_norm = worker.update(step)

@@ -12,7 +12,7 @@ from drwr_dist.data.index import INDEX_NAME
 from drwr_dist.data.remote import is_remote
 from drwr_dist.engine.compiling import has_compiler
 from drwr_dist.errors import UsageError
-from drwr_dist.node_views import ask, other_nodes
+from drwr_dist.node_views import ask, other_nodes, works_here
 from drwr_dist.storage import Storage
 
 TOKEN = ".seen_by_all_nodes"
@@ -32,7 +32,8 @@ def check_compile(choice: str, gpus: bool) -> None:
         return
     if choice == "cuda_graphs" and not gpus:
         raise UsageError("compile=cuda_graphs: the cluster has no GPU for the workers; set compile=inductor or none")
-    answers = {"this machine": has_compiler(), **ask(other_nodes(), has_compiler, "compile")}
+    answers = ask(other_nodes(), has_compiler, "compile")
+    answers |= {"this machine": has_compiler()} if works_here() else {}
     lacking = [node for node, found in answers.items() if not found]
     if lacking:
         raise UsageError(

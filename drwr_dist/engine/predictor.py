@@ -19,7 +19,8 @@ def frames(run: TrainedRun, table: SampleTable, device: torch.device) -> dict[st
     if run.config.pose.mode == "known":
         return AS_IT_IS
     run.model.eval()
-    return alignments(rotations(run, table, device, limit=ALIGNED_OBJECTS))
+    skip = run.config.data.on_bad_sample == "skip"
+    return alignments(rotations(run, table, device, limit=ALIGNED_OBJECTS, skip=skip))
 
 
 def predictor(model: PointNetwork, device: torch.device, dtype: torch.dtype, aligned: dict[str, Tensor]) -> Predictor:

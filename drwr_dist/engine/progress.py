@@ -10,17 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-LOSS_TERMS = (
-    "unary",
-    "repulsion",
-    "coverage",
-    "crowding",
-    "volumetric",
-    "sum",
-    "entropy",
-    "chamfer_2d",
-    "student",
-)  # of the loss
+from drwr_dist.config import LOSS_TERMS
+
+SHOWN = (*LOSS_TERMS, "student")
 WINDOW = 60.0  # seconds over which the speed is taken for the ETA
 LOG_INTERVAL = 10.0  # seconds between lines where the output is not a terminal
 
@@ -67,7 +59,7 @@ class TrainingProgress:
             self._logged, self._shown = now, step
 
     def _text(self, values: dict[str, Any], step: int, now: float) -> str:
-        terms = " ".join(f"{name} {values[name]:.3f}" for name in LOSS_TERMS if name in values)
+        terms = " ".join(f"{name} {values[name]:.3f}" for name in SHOWN if name in values)
         speed = f"{values['samples_per_second']:.0f} samples/s"
         # The losses come last: a narrow terminal cuts the end off.
         return f"{step}/{self._steps} {self._left(step, now)} {speed} loss {values['loss']:.4f} {terms}"

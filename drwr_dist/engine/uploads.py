@@ -1,8 +1,9 @@
 """Checkpoints and the history on their way to a URL, in a thread beside the training loop.
 
-What waits is bounded: the newest checkpoint and the best one; where checkpoints come faster than the network takes
-them, those in between are passed over. A failed upload is reported and tried again; training ends only when the last
-one has arrived.
+What waits is bounded by what the run's folder keeps: the newest checkpoints and the best one. Where checkpoints come
+faster than the network takes them, the newest goes first and those in between are passed over; one that is under way
+arrives whole, though the folder has let it go. A failed upload is reported and tried again; training ends only when the
+last one has arrived.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class Uploads:
 
     def __init__(self, storage: Storage, keep: int, metric: str, timeout: float, tell: Callable[[str], None]):
         self._storage, self._keep, self._metric, self._timeout, self._tell = storage, keep, metric, timeout, tell
-        self._waiting: list[str] = []
+        self._waiting: list[str] = []  # the one under way among them
+        self._sending: str | None = None  # the one under way
         self._damaged: tuple[str, ...] = ()
         self._problem: str | None = None
         self._changed = threading.Condition()
@@ -47,12 +49,12 @@ class Uploads:
             return
         kept = set(checkpoint.names(self._storage.folder))
         with self._changed:
-            passed = [entry for entry in self._waiting if entry not in kept]
-            self._waiting = [entry for entry in self._waiting if entry in kept and entry != name] + [name]
+            passed = [entry for entry in self._waiting if entry not in kept and entry != self._sending]
+            self._waiting = [entry for entry in self._waiting if entry not in passed and entry != name] + [name]
             self._damaged = damaged
             self._changed.notify_all()
         for entry in passed:
-            self._tell(f"{entry} was not uploaded: newer checkpoints came before its turn")
+            self._tell_passed(entry)
 
     def close(self) -> None:
         """Wait until everything has arrived.
@@ -76,17 +78,27 @@ class Uploads:
                     f"{self._storage.folder} on this node, the same command uploads again what it computes again"
                 )
 
+    def _tell_passed(self, name: str) -> None:
+        self._tell(f"{name} was not uploaded: newer checkpoints came before its turn")
+
     def _run(self) -> None:
+        oldest = False
         while not self._given_up:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._closed)
                 if not self._waiting:
                     break
-                name = self._waiting[0]
-            if self._attempt(name):
-                with self._changed:
+                # The newest is worth most. Where several wait, every other time it is the turn of the one that has
+                # waited longest: the best one would come last otherwise.
+                choice = len(self._waiting) > 1
+                name = self._sending = self._waiting[0 if oldest else -1]
+            done = self._attempt(name)
+            with self._changed:
+                self._sending = None
+                if done:
+                    oldest = choice and not oldest
                     self._waiting = [entry for entry in self._waiting if entry != name]
-            else:
+            if not done:
                 time.sleep(AGAIN)
         while not self._given_up and not self._attempt(None):
             time.sleep(AGAIN)
@@ -111,6 +123,7 @@ class Uploads:
         url = str(self._storage.url)
         try:
             checkpoint.send(self._storage.folder, name, url)
-        except FileNotFoundError:
-            return  # pruned here in the meantime: a newer one waits
+        except FileNotFoundError:  # the folder let it go before its turn: a newer one waits, or is about to
+            self._tell_passed(name)
+            return
         checkpoint.prune(url, self._keep, self._metric, self._damaged)

@@ -203,7 +203,7 @@ class Worker:
         self._begin = time.perf_counter()
         self.timer.begin()
         for step, batch in enumerate(stream, self.start):
-            self.timer.sample((step + 1) % self.config.log_every == 0)
+            self.timer.sample((step + 1) % self.config.log_every == 0 or step + 1 == self.config.steps)
             moved = batch.to(self.device, self.dtype)
             self.timer.lap("data")
             yield step, moved
@@ -315,7 +315,8 @@ class Worker:
         if not config.every or (steps_done % config.every and steps_done != self.config.steps):
             return False
         run = TrainedRun(self.run, self.config, self.table.index.image_size, self.start, self.model)
-        predict = predictor(self.model, self.device, self.dtype, frames(run, self.table, self.device))
+        aligned = on_all_ranks(lambda: frames(run, self.table, self.device))
+        predict = predictor(self.model, self.device, self.dtype, aligned)
         skip = self.config.data.on_bad_sample == "skip"
         self.scores = validate(
             predict, self.held_out, config.views, self.config.data.background, skip, self.rank, self.world_size
@@ -344,9 +345,12 @@ class Worker:
             except (DrwrError, OSError) as error:
                 self._trouble = str(error)
         fail_together(self._trouble)
+        # Ray refuses what lies outside the driver's folder, and the working copy of a URL may lie elsewhere on each
+        # node (HOME, XDG_CACHE_HOME). Nothing reads Ray's checkpoints, so it is told of none then.
+        told = path if self.storage.url is None else None
         ray.train.report(
             {"step": steps_done, **{f"validation_{name}": value for name, value in self.scores.items()}},
-            checkpoint=ray.train.Checkpoint(str(path)) if path else None,
+            checkpoint=ray.train.Checkpoint(str(told)) if told else None,
             checkpoint_dir_name=f"{checkpoint.FOLDER}/{checkpoint.name_of(steps_done)}",
             checkpoint_upload_mode=CheckpointUploadMode.NO_UPLOAD,
         )
@@ -356,9 +360,9 @@ class Worker:
         meta = {"seed": self.config.seed} | ({"validation": self.scores} if self.scores else {})
         self.monitor.flush()  # a checkpoint that counts has its history on disk
         path = checkpoint.write(self.run, steps_done, self._state(), meta)
+        self._damaged = tuple(name for name in self._damaged if name != path.name)  # it has just been written again
         checkpoint.prune(self.run, self.config.checkpoint.keep, self.config.validation.metric, self._damaged)
         self.uploads.add(path.name, self._damaged)
-        self._damaged = tuple(name for name in self._damaged if name != path.name)
         return path
 
     def _state(self) -> dict[str, Any]:

@@ -71,8 +71,8 @@ def drwr_loss(
     (`drwr_dist.losses.crowding`).
 
     Points with depth ≤ 0.01 are left out of all terms of that view (n counts the others), without a gradient;
-    `count_left_out` counts them. A view that has no point left contributes 0. A coordinate that is not finite
-    makes all three results NaN: a broken network must not look as if it had nothing to pay.
+    `count_left_out` counts them. A view that has no point left contributes 0. A coordinate, a camera or a focal
+    length that is not finite makes all three results NaN: what is broken must not look as if it had nothing to pay.
 
     Args:
         points: [B, N, 3], object frame. Half precision is raised to float32.
@@ -140,8 +140,15 @@ def terms_per_view(
     masks, smooth = masks.to(points.dtype).flatten(0, 1), smooth.to(points.dtype).flatten(0, 1)
     xy, _ = project(points[:, None], world_to_camera, focal_length)
     unary, pairwise, covered = _per_view(xy.flatten(0, 1), masks, smooth, grid, config, semantics, method)
-    broken = torch.where(points.isfinite().all(), 0.0, torch.nan)
+    broken = nan_where_broken(points, world_to_camera, focal_length)
     return unary.view(shape) + broken, pairwise.view(shape) + broken, covered.view(shape) + broken
+
+
+def nan_where_broken(points: Tensor, world_to_camera: Tensor, focal_length: float | Tensor) -> Tensor:
+    """Return 0 for each view [B, V], NaN where its camera or any of the points is not finite: to add to its terms."""
+    focal = torch.as_tensor(focal_length, device=points.device)
+    sound = world_to_camera[..., :3, :].isfinite().flatten(-2).all(-1) & focal.isfinite() & points.isfinite().all()
+    return torch.where(sound, 0.0, torch.nan).to(points.dtype)
 
 
 def count_left_out(points: Tensor, world_to_camera: Tensor, focal_length: float | Tensor = FOCAL_LENGTH) -> Tensor:

@@ -113,7 +113,7 @@ def bilinear_in_border(image: Tensor, coordinates: Tensor) -> Tensor:
     coordinates = coordinates.clamp(0, last)
     # On the last centre itself, blend with the pixel before it, so that the gradient there is one-
     # sided, not wrong.
-    return _bilinear(image, coordinates, coordinates.detach().floor().clamp(max=last - 1), radii=1)
+    return _bilinear(image, coordinates, coordinates.detach().floor().clamp(max=last - 1))
 
 
 def bilinear_in_zeros(image: Tensor, coordinates: Tensor) -> Tensor:
@@ -122,53 +122,26 @@ def bilinear_in_zeros(image: Tensor, coordinates: Tensor) -> Tensor:
     Args and result as `bilinear_in_border`.
     """
     coordinates = coordinates.clamp(-1, image.shape[-1])
-    return _bilinear(image, coordinates, coordinates.detach().floor(), radii=1)
+    return _bilinear(image, coordinates, coordinates.detach().floor())
 
 
-def ring_mean(image: Tensor, coordinates: Tensor, radii: int) -> Tensor:
-    """Return the mean over r = 0 … radii-1 of the four corners of a square of half-width r around each point.
-
-    The released ring with well-behaved borders: the corners floor(u) - r and floor(u) + r + 1 have weights
-    1 - frac(u) and frac(u), and what lies outside the image counts as zero.
-
-    Args:
-        image: [L, grid, grid], row 0 on top.
-        coordinates: [L, N, 2], (u, v) of `pixel_coordinates`.
-        radii: number of radii.
-
-    Returns:
-        [L, N], between the extremes of the image and zero.
-    """
-    reach = image.shape[-1] + radii
-    coordinates = coordinates.clamp(-reach, reach)
-    return _bilinear(image, coordinates, coordinates.detach().floor(), radii)
+def _bilinear(image: Tensor, coordinates: Tensor, floor: Tensor) -> Tensor:
+    """Blend the corners by 1 - frac and frac."""
+    fraction, low = coordinates - floor, floor.long()  # [L, N, 2]
+    (left, top), (right, bottom) = low.unbind(-1), (low + 1).unbind(-1)
+    above = torch.lerp(_corner(image, top, left), _corner(image, top, right), fraction[..., 0])
+    below = torch.lerp(_corner(image, bottom, left), _corner(image, bottom, right), fraction[..., 0])
+    return torch.lerp(above, below, fraction[..., 1])
 
 
-def _bilinear(image: Tensor, coordinates: Tensor, floor: Tensor, radii: int) -> Tensor:
-    """Blend the corners by 1 - frac and frac; all radii share these weights, so their mean comes first."""
-    fraction = coordinates - floor
-    radius = torch.arange(radii, device=image.device)
-    low = floor[..., None].long() - radius  # [L, N, 2, R]
-    high = floor[..., None].long() + radius + 1
-    columns, rows = (low[:, :, 0], high[:, :, 0]), (low[:, :, 1], high[:, :, 1])
-    top = torch.lerp(
-        _corner_mean(image, rows[0], columns[0]), _corner_mean(image, rows[0], columns[1]), fraction[..., 0]
-    )
-    bottom = torch.lerp(
-        _corner_mean(image, rows[1], columns[0]), _corner_mean(image, rows[1], columns[1]), fraction[..., 0]
-    )
-    return torch.lerp(top, bottom, fraction[..., 1])
-
-
-def _corner_mean(image: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return the mean over the last axis of the pixels at rows, columns [L, N, R]; zero outside the image."""
+def _corner(image: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Return the pixels at rows, columns [L, N]; zero outside the image."""
     last = image.shape[-1] - 1
     within = (rows >= 0) & (rows <= last) & (columns >= 0) & (columns <= last)
-    values = _pick(image, rows.clamp(0, last), columns.clamp(0, last))
-    return (values * within).mean(-1)
+    return _pick(image, rows.clamp(0, last), columns.clamp(0, last)) * within
 
 
 def _pick(image: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Return image [L, G, G] at integer rows, columns [L, N, R]: [L, N, R]."""
+    """Return image [L, G, G] at integer rows, columns [L, …]: [L, …]."""
     flat = (rows * image.shape[-1] + columns).flatten(1)
     return image.flatten(1).gather(1, flat).view(rows.shape)

@@ -14,7 +14,7 @@ from drwr_dist.losses import sampling
 from drwr_dist.losses.chamfer_2d import chamfer_2d, silhouette_draws
 from drwr_dist.losses.crowding import crowding
 from drwr_dist.losses.draws import kept_points, uniform_numbers
-from drwr_dist.losses.objective import seen_points, terms_per_view
+from drwr_dist.losses.objective import nan_where_broken, seen_points, terms_per_view
 from drwr_dist.losses.spread import spread
 from drwr_dist.losses.views import mean_over_views
 from drwr_dist.losses.volumetric import volumetric
@@ -107,7 +107,7 @@ def weighted_terms(
     step: int = 0,
 ) -> dict[str, Tensor]:
     """Return each term in use, unweighted, per view [B, V]. Arguments as `training_loss`."""
-    broken = torch.where(points.isfinite().all(), 0.0, torch.nan).to(points.dtype)
+    broken = nan_where_broken(points, views.world_to_camera, views.focal_length)
     if config.keep_points < 1:
         points = points[:, kept_points(points.shape[1], config.keep_points, seed, step).to(points.device)]
     names = active_terms(config)

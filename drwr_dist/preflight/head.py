@@ -19,12 +19,12 @@ def check_on_head(content: dict[str, Any], settings: dict[str, Any], limits: Lim
 
     Args:
         content: the cluster file, for provider local.
-        settings: keys of the check and their values; those that are None, empty or 0 are left out.
+        settings: keys of the check and their values; those that are None or empty are left out.
         limits: of the check.
     """
     head = str(content["provider"]["head_ip"])
     values = {"address": "auto", "expect": list(content["provider"]["worker_ips"]), **settings}
-    pairs = [f"{key}={_text(value)}" for key, value in values.items() if value not in (None, [], 0)]
+    pairs = [f"{key}={_text(value)}" for key, value in values.items() if value is not None and value != []]
     line = f". {_ENVIRONMENT} && exec python -m drwr_dist.launch check {shlex.join(pairs)}"
     sys.stdout.flush()
     try:

@@ -14,12 +14,17 @@ from pathlib import Path
 import torch
 
 from drwr_dist import checkpoint
-from drwr_dist.data.remote import is_remote
+from drwr_dist.data.remote import absolute
 from drwr_dist.errors import UsageError
 from drwr_dist.run import TrainedRun, save_config
 
 NAME = "pretrained"
 FOLDER = Path(__file__).parent
+
+
+def is_bundled(run: str) -> bool:
+    """Say whether a run's address means the package's own network: a folder of that name here comes first."""
+    return run == NAME and not os.path.isdir(run)
 
 
 def located(run: str | os.PathLike[str]) -> str:
@@ -29,10 +34,8 @@ def located(run: str | os.PathLike[str]) -> str:
         UsageError: the package was built without the network.
     """
     name = os.fspath(run)
-    if is_remote(name):
-        return name
-    if name != NAME or os.path.isdir(name):
-        return os.path.abspath(name)
+    if not is_bundled(name):
+        return absolute(name)
     if not checkpoint.names(FOLDER):
         raise UsageError(f"run={NAME}: this package was built without the network; `make {NAME}` builds it")
     return str(FOLDER)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from drwr_dist.config import SweepConfig, TuneConfig
+from drwr_dist.config import SweepConfig, TrainConfig, TuneConfig
 from drwr_dist.data.index import DatasetIndex
 from drwr_dist.data.stream import SampleTable
+from drwr_dist.engine.initial_weights import TF_PREFIX
 from drwr_dist.errors import DataError, UsageError
 from drwr_dist.sweep.measuring import CHOOSABLE, SPLIT
 from drwr_dist.sweep.population import CHANGEABLE, UNCHANGEABLE
 from drwr_dist.sweep.search import import_optuna
-from drwr_dist.sweep.space import Parameter, apply, grid, parse_space
-from drwr_dist.training import check_against_data
+from drwr_dist.sweep.space import Parameter, Parameters, apply, grid, parse_space
+from drwr_dist.sweep.trial_driver import trial_config
+from drwr_dist.sweep.trials import Trial
+from drwr_dist.training import check_against_data, resolve_paths
 from drwr_dist.validation import validate
 
 CHOICES = {
@@ -35,6 +39,15 @@ RANGES: dict[str, tuple[Callable[[SweepConfig], bool], str]] = {
     "pbt.quantile": (lambda s: 0 < s.pbt.quantile <= 0.5, "above 0 and at most 0.5"),
     "pbt.factor": (lambda s: s.pbt.factor > 1, "above 1"),
 }
+AVERAGING = "communication.average_every"
+
+
+def resolve_space(config: TuneConfig) -> None:
+    """Make local paths among the values of `init` absolute, as `resolve_paths` does with the key's own."""
+    declared = config.sweep.space.get("init")
+    values = declared.get("values") if isinstance(declared, dict) else declared
+    if isinstance(values, list):
+        values[:] = [resolve_paths(TrainConfig(init=v)).init if isinstance(v, str) else v for v in values]
 
 
 def check_sweep(config: TuneConfig) -> dict[str, Parameter]:
@@ -55,14 +68,19 @@ def check_sweep(config: TuneConfig) -> dict[str, Parameter]:
     for key, (passes, requirement) in RANGES.items():
         if not passes(sweep):
             raise UsageError(f"sweep.{key}={_value(sweep, key)}: must be {requirement}")
-    if not config.steps:
-        raise UsageError("steps=0: must be at least 1, a sweep compares what training makes of its configurations")
     space = parse_space(sweep.space)
-    for parameter in space.values():
-        for value in parameter.extremes():
-            _check_value(config, parameter.key, value)
+    if not min(config.steps, *(space["steps"].extremes() if "steps" in space else [config.steps])):
+        raise UsageError("steps=0: must be at least 1, a sweep compares what training makes of its configurations")
+    _check_split_and_folder(config, space)
+    varied: list[Parameters] = [{}, *({p.key: value} for p in space.values() for value in p.extremes())]
+    candidates = [apply(config, parameters) for parameters in varied]
+    for parameters, candidate in zip(varied, candidates, strict=True):
+        _check_values(candidate, parameters)
     _check_search(sweep, space)
     _check_scheduler(config, space)
+    for parameters, candidate in zip(varied, candidates, strict=True):  # now as runs, measured where trials compare
+        trial = Trial(0, "category", parameters)
+        _check_values(trial_config(candidate, sweep, Path(config.storage), trial, views=1), parameters)
     if sweep.report and importlib.util.find_spec("plotly") is None:
         raise UsageError(
             "sweep.report=true: Plotly is not installed; pip install 'drwr-dist[tune]', or sweep.report=false"
@@ -77,11 +95,25 @@ def _value(sweep: SweepConfig, key: str) -> Any:
     return value
 
 
-def _check_value(config: TuneConfig, key: str, value: Any) -> None:
+def _check_split_and_folder(config: TuneConfig, space: dict[str, Parameter]) -> None:
+    if config.data.split == SPLIT:
+        raise UsageError(f"data.split={SPLIT}: a sweep compares its trials there; train on another split")
+    sweep = Path(config.storage, config.name).resolve()
+    for init in [config.init, *(space["init"].values if "init" in space else ())]:
+        path = Path((init or "").removeprefix(TF_PREFIX))
+        if config.overwrite and path.is_absolute() and path.resolve().is_relative_to(sweep):
+            raise UsageError(
+                f"init={init}: lies in the folder of this sweep, which overwrite=true would remove; give another "
+                "name=…, or leave overwrite=true out"
+            )
+
+
+def _check_values(config: TrainConfig, parameters: Parameters) -> None:
+    """Check what a configuration has become with these values of the space."""
     try:
-        validate(apply(config, {key: value}))
+        validate(config)
     except UsageError as error:
-        raise UsageError(f"sweep.space: {key}: {error}") from error
+        raise UsageError("".join(f"sweep.space: {key}: " for key in parameters) + str(error)) from error
 
 
 def _check_search(sweep: SweepConfig, space: dict[str, Parameter]) -> None:
@@ -109,11 +141,15 @@ def _check_scheduler(config: TuneConfig, space: dict[str, Parameter]) -> None:
         )
     key = "pbt.interval" if sweep.scheduler == "pbt" else "asha.first_rung"
     every = _value(sweep, key)
-    if every % config.communication.average_every:
-        raise UsageError(
-            f"sweep.{key}={every}: must be a multiple of communication.average_every="
-            f"{config.communication.average_every}, the workers of a trial differ in between"
-        )
+    periods = space[AVERAGING].extremes() if AVERAGING in space else []
+    if sweep.baseline or not periods:
+        periods = [config.communication.average_every, *periods]
+    for period in periods:
+        if every % period:
+            raise UsageError(
+                f"sweep.{key}={every}: must be a multiple of {AVERAGING}={period}, the workers of a trial differ in "
+                "between"
+            )
     if sweep.scheduler in ("asha", "halving"):
         if sweep.asha.first_rung >= config.steps:
             raise UsageError(

@@ -128,25 +128,40 @@ class Course:
                 trials.save(self.folder, trial)
 
     def _exchange(self, own: list[Trial], step: int) -> None:
-        """Let the worst members take over from the best, once per step: first written down, then done."""
-        members = {t.id: t for t in own if t.candidate and t.state != FAILED and t.value_at(step) is not None}
+        """Let the worst members take over from the best, once per step: first written down, then done.
+
+        Which members do is a function of what all have measured at the step, whatever became of them since. Where one
+        has trained past it, the exchange lies behind, all of it: it is applied everywhere before anyone goes on.
+        """
+        members = {t.id: t for t in own if t.candidate and t.value_at(step) is not None}
+        if any(self._reached(trial) > step for trial in members.values()):
+            return
         random = np.random.default_rng([self.config.seed, step, self.categories.index(own[0].category)])
         chosen = exchanges(self._losses(list(members.values()), step), self.config.sweep.pbt, random)
         for loser, donor in chosen.items():
             taken = perturb(members[donor].parameters, self.space, self.config.sweep.pbt.factor, random)
             trial = members[loser]
-            if any(entry["step"] >= step for entry in trial.lineage):
-                continue  # written down before an interruption
+            if trial.ended or any(entry["step"] >= step for entry in trial.lineage):
+                continue  # it failed, or this was written down before an interruption
             entry = {"step": step, "donor": donor, "replaced": trial.parameters, "parameters": taken, "applied": False}
             trial.lineage.append(entry)
             trials.save(self.folder, trial)
         for trial in members.values():
-            if trial.lineage and not trial.lineage[-1]["applied"]:
+            if trial.lineage and trial.lineage[-1]["step"] == step and not trial.lineage[-1]["applied"]:
                 self._take_over(trial, members[trial.lineage[-1]["donor"]])
 
+    def _reached(self, trial: Trial) -> float:
+        """Return the step that a trial is known to have come to; its weights may have been removed since."""
+        return max(trial.last["step"] if trial.last else -1, newest_step(trials.folder(self.folder, trial)))
+
     def _take_over(self, trial: Trial, donor: Trial) -> None:
-        run, source = trials.folder(self.folder, trial), checkpoint.folders(trials.folder(self.folder, donor))[0]
-        target = run / checkpoint.FOLDER / source.name
+        name = checkpoint.name_of(trial.lineage[-1]["step"])
+        source = trials.folder(self.folder, donor) / checkpoint.FOLDER / name
+        target = trials.folder(self.folder, trial) / checkpoint.FOLDER / name
+        if not source.is_dir():  # the donor failed between measuring and saving: the trial goes on as it is
+            trial.lineage.pop()
+            trials.save(self.folder, trial)
+            return
         arriving = target.with_name(f".{target.name}.partial")
         shutil.rmtree(arriving, ignore_errors=True)
         shutil.copytree(source, arriving)

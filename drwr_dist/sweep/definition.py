@@ -12,7 +12,8 @@ from drwr_dist.errors import DataError, UsageError
 
 DEFINITION = "sweep.yaml"
 
-# Neither the planned candidates nor what they learn depends on these; `candidates` only adds some.
+# Neither the planned candidates nor what they learn depends on these; `candidates` only adds some, but under pbt, where
+# members that are added, or left out, were never compared with those that have exchanged without them.
 FREE_SWEEP_KEYS = {"candidates", "concurrent", "driver_cpus", "max_failures", "retry_failed", "keep", "test_split"}
 FREE_SWEEP_KEYS |= {"report"}
 
@@ -30,13 +31,14 @@ def refuse_changes(sweep: Path, config: TuneConfig) -> None:
     path = sweep / DEFINITION
     if not path.exists():
         return
+    free = FREE_SWEEP_KEYS - ({"candidates"} if config.sweep.scheduler == "pbt" else set())
     try:
-        before = _fixed(yaml.safe_load(path.read_text(encoding="utf-8")))
+        before = _fixed(yaml.safe_load(path.read_text(encoding="utf-8")), free)
     except (yaml.YAMLError, AttributeError, UnicodeDecodeError) as error:
         raise DataError(
             f"{path}: can't be read ({' '.join(str(error).split())}); overwrite=true starts afresh"
         ) from error
-    after, default = _fixed(to_plain(config)), _fixed(to_plain(TuneConfig()))
+    after, default = _fixed(to_plain(config), free), _fixed(to_plain(TuneConfig()), free)
     for key in sorted(set(before) | set(after)):
         old = before.get(key, default.get(key))  # a key that is younger than the sweep
         if old != after.get(key):
@@ -46,12 +48,12 @@ def refuse_changes(sweep: Path, config: TuneConfig) -> None:
             )
 
 
-def _fixed(content: dict[str, Any]) -> dict[str, Any]:
+def _fixed(content: dict[str, Any], free: set[str]) -> dict[str, Any]:
     """Return the keys that may not change. `steps` is one here: candidates are compared at their end."""
     return {
         key: value
         for key, value in flat_keys(content).items()
         if (key not in FREE_KEYS or key == "steps")
         and key.split(".")[0] not in FREE_GROUPS
-        and not (key.startswith("sweep.") and key.removeprefix("sweep.") in FREE_SWEEP_KEYS)
+        and not (key.startswith("sweep.") and key.removeprefix("sweep.") in free)
     }

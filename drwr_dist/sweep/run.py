@@ -13,7 +13,7 @@ from drwr_dist.data.index import load_index
 from drwr_dist.engine import driver
 from drwr_dist.errors import TrainingError
 from drwr_dist.run import remove
-from drwr_dist.sweep.checks import check_sweep, check_sweep_data
+from drwr_dist.sweep.checks import check_sweep, check_sweep_data, resolve_space
 from drwr_dist.sweep.course import Course, Winners
 from drwr_dist.sweep.definition import DEFINITION, refuse_changes, save_definition
 from drwr_dist.sweep.display import Display
@@ -36,6 +36,7 @@ def run_tuning(config: TuneConfig) -> int:
         TrainingError: no trial was trained to its end.
     """
     resolve_paths(config)
+    resolve_space(config)
     space = check_sweep(config)
     categories = check_sweep_data(config, space, load_index(config.data.path))
     console = terminal.console()
@@ -83,7 +84,7 @@ def run_sweep(course: Course, console: Console) -> Winners | None:
             write_leaderboard(sweep, course.trials, course.categories, settings.metric)
             course.free_disk()
 
-    with ray_for_trials(config, settings.driver_cpus, settings.concurrent) as at_once:
+    with ray_for_trials(config, settings) as at_once:
         describe(course, min(at_once, total), console)
         course.run_wave = lambda job, trials: run_wave(job, trials, min(at_once, len(trials)), watch)
         with stop_on_signals(sweep, display.notice), display:

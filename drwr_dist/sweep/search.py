@@ -67,7 +67,7 @@ def suggest(
 ) -> list[Parameters]:
     """Ask Optuna's TPE for the candidates `numbers`, after telling a new study every result so far."""
     optuna = import_optuna()
-    sampler = optuna.samplers.TPESampler(seed=seed * 100003 + numbers.start, n_startup_trials=STARTUP)
+    sampler = optuna.samplers.TPESampler(seed=(seed * 100003 + numbers.start) % 2**32, n_startup_trials=STARTUP)
     study = optuna.create_study(directions=["minimize"] * objectives, sampler=sampler)
     tell(study, space, results)
     asked = distributions(space)

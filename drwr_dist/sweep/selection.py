@@ -1,4 +1,4 @@
-"""Which trials win: the best of each category, and the candidate that is best on the whole. Pure functions."""
+"""Which trials win: the best of each category, and the candidate that is best on the whole; no files are read."""
 
 from __future__ import annotations
 

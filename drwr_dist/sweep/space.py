@@ -23,6 +23,7 @@ from drwr_dist.errors import UsageError
 
 FIELDS = {"type", "low", "high", "log", "step", "values"}
 TYPES = ("float", "int", "choice")
+FEW = 64  # whole numbers of a range that are checked one by one
 FIXED = {"data.path", "data.categories", "data.split"}  # what is compared must be measured on the same objects
 
 Parameters = dict[str, Any]  # key -> value
@@ -72,8 +73,14 @@ class Parameter:
         return [self._typed(self.low + number * step) for number in range(count)]
 
     def extremes(self) -> list[Any]:
-        """Return values that must all be possible for the whole range to be."""
-        return list(self.values) if self.kind == "choice" else [self._typed(self.low), self._typed(self.high)]
+        """Return values that must all be possible for the whole range to be: all of a list, the ends of a range.
+
+        Of a few whole numbers all: where a key has to divide another, one between two that do need not.
+        """
+        if self.kind == "choice":
+            return list(self.values)
+        every = range(round(self.low), round(self.high) + 1, round(self.step or 1)) if self.kind == "int" else ()
+        return list(every) if 0 < len(every) <= FEW else [self._typed(self.low), self._typed(self.high)]
 
     def _clipped(self, value: float) -> Any:
         return self._typed(min(max(value, self.low), self.high))

@@ -19,6 +19,8 @@ from rich.console import Console
 from drwr_dist import checkpoint
 from drwr_dist.config import SweepConfig, TrainConfig
 from drwr_dist.data.index import load_index
+from drwr_dist.data.plan import Plan
+from drwr_dist.data.stream import SampleTable
 from drwr_dist.engine import driver
 from drwr_dist.errors import DrwrError, TrainingError, UsageError
 from drwr_dist.run import save_config
@@ -47,6 +49,8 @@ class Job:
 
 def run_trial(point: dict[str, Any], job: Job) -> None:
     """Bring one trial as far as this wave goes. Its failures are written to the journal and end it alone."""
+    if (job.sweep / STOP).exists():
+        return  # those that the wave has not begun stay as they are, for the same command to begin
     trial = trials.load(job.sweep, point["trial"])
     with _own(trials.folder(job.sweep, trial)), (trials.folder(job.sweep, trial) / LOG).open("a") as log:
         console = Console(file=log, width=150)
@@ -66,30 +70,29 @@ def run_trial(point: dict[str, Any], job: Job) -> None:
             tune.report({"step": trial.last["step"], job.settings.metric: trial.last["value"]})
 
 
-def trial_config(base: TrainConfig, settings: SweepConfig, sweep: Path, trial: Trial, views: int) -> TrainConfig:
-    """Return the configuration of a trial's run: the candidate's, on its category, measured where trials compare.
+def trial_config(config: TrainConfig, settings: SweepConfig, sweep: Path, trial: Trial, views: int) -> TrainConfig:
+    """Make a candidate's configuration that of a trial's run: on its category, measured where trials are compared.
 
     Args:
-        base: the configuration that the candidates change.
+        config: of the candidate; it is changed, and returned.
         settings: of the sweep.
         sweep: its folder.
         trial: which.
         views: of an object in the dataset; all of them are input views of the validation.
     """
-    config = apply(base, trial.parameters)
     config.storage, config.name, config.overwrite = str(sweep / trials.TRIALS), trial.id, False
     config.data.categories = [trial.category]
     config.evaluation.split, config.evaluation.checkpoint = None, "last"
     config.checkpoint.keep = 1
-    config.validation.every = interval(settings, base)
+    config.validation.every = interval(settings, config)
     config.validation.metric, config.validation.views = settings.metric, views
     return config
 
 
-def interval(settings: SweepConfig, base: TrainConfig) -> int:
-    """Return the steps between validations: what the scheduler needs, else what the configuration says."""
+def interval(settings: SweepConfig, config: TrainConfig) -> int:
+    """Return the steps between validations: what the scheduler needs, else what the candidate's configuration says."""
     if settings.scheduler == "none":
-        return base.validation.every or max(base.steps, 1)
+        return config.validation.every or max(config.steps, 1)
     return settings.pbt.interval if settings.scheduler == "pbt" else settings.asha.first_rung
 
 
@@ -110,17 +113,19 @@ def newest_step(run: Path) -> int:
 
 def _train(trial: Trial, job: Job, console: Console) -> None:
     """Train to the end of the wave, or until the trial is not worth going on with, or everything is to stop."""
-    validate(apply(job.config, trial.parameters))  # values that are fine alone need not go together
+    candidate = apply(job.config, trial.parameters)
+    validate(candidate)  # values that are fine alone need not go together
     index = load_index(job.config.data.path)
-    config = trial_config(job.config, job.settings, job.sweep, trial, index.views)
+    config = trial_config(candidate, job.settings, job.sweep, trial, index.views)
     validate(config)  # it is measured when the scheduler wants it
     run = trials.folder(job.sweep, trial)
     save_config(run, config, index.image_size)
     last = min(job.until or config.steps, config.steps)
-    watch = _Watch(trial, job, config.global_batch, decided=newest_step(run) - 1)
+    plan = SampleTable.select(index, config.data.split, config.data.categories).plan(config.seed, config.global_batch)
+    watch = _Watch(trial, job, plan, decided=newest_step(run) - 1)
     if newest_step(run) < last:
         outcome = driver.train(config, console, until=last, should_stop=watch)
-        trial.history = measurements(run, job.settings.metric, config.global_batch)
+        trial.history = measurements(run, job.settings.metric, plan)
         if outcome["step"] < last and not watch.reason:
             if (job.sweep / STOP).exists():
                 return  # the state stays "running", and the same command goes on here
@@ -136,9 +141,9 @@ def _train(trial: Trial, job: Job, console: Console) -> None:
 class _Watch:
     """Looks at a trial from its driver while it trains: writes down what it measures, says whether it is to end."""
 
-    def __init__(self, trial: Trial, job: Job, global_batch: int, decided: int):
+    def __init__(self, trial: Trial, job: Job, plan: Plan, decided: int):
         self.reason = ""
-        self._trial, self._job, self._global_batch = trial, job, global_batch
+        self._trial, self._job, self._plan = trial, job, plan
         self._decided = decided  # step up to which it has been let go on
 
     def __call__(self) -> bool:
@@ -148,7 +153,7 @@ class _Watch:
 
     def _look(self) -> None:
         job, trial = self._job, self._trial
-        found = measurements(trials.folder(job.sweep, trial), job.settings.metric, self._global_batch)
+        found = measurements(trials.folder(job.sweep, trial), job.settings.metric, self._plan)
         if [row["step"] for row in found] == [row["step"] for row in trial.history]:
             return
         trial.history = found

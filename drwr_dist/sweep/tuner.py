@@ -17,7 +17,7 @@ from typing import Any
 import ray
 from ray import tune
 
-from drwr_dist.config import TrainConfig
+from drwr_dist.config import SweepConfig, TrainConfig
 from drwr_dist.engine import driver
 from drwr_dist.errors import TrainingError, UsageError
 from drwr_dist.sweep import trials
@@ -27,38 +27,52 @@ from drwr_dist.sweep.trials import FAILED, Trial
 from drwr_dist.validation import workers_range
 
 SCRATCH = ".ray_tune"
+LEAST_CPUS = 0.001  # of a driver; Ray Tune takes no trial that reserves nothing
+
+
+def is_local(config: TrainConfig) -> bool:
+    """Say whether Ray is started on this machine, for this sweep."""
+    return (os.environ.get("RAY_ADDRESS") or config.cluster.address) == "local"
+
+
+def driver_cpus(config: TrainConfig, settings: SweepConfig) -> float:
+    """Return the CPUs that Ray reserves for the process which drives a trial: next to none where Ray is started here.
+
+    There it has at most one CPU more than the workers of all trials take. Drivers that reserved more, together, would
+    take the places of the last trial's workers, which would wait for them until the trial fails.
+    """
+    return LEAST_CPUS if is_local(config) else max(settings.driver_cpus, LEAST_CPUS)
 
 
 @contextlib.contextmanager
-def ray_for_trials(config: TrainConfig, driver_cpus: float, limit: int) -> Iterator[int]:
+def ray_for_trials(config: TrainConfig, settings: SweepConfig) -> Iterator[int]:
     """Start or join Ray; yield how many trials run at the same time on it.
 
     Where Ray is started here, the cores are the workers' alone: the drivers of trials, which only wait, come on top.
 
     Args:
         config: of every trial.
-        driver_cpus: that the process which drives a trial reserves.
-        limit: of trials at the same time; 0: none.
+        settings: of the sweep.
 
     Raises:
         UsageError: not even one fits.
     """
     workers, cpus, cores = workers_range(config.workers)[1], config.cluster.cpus_per_worker, os.cpu_count() or 1
-    local = (os.environ.get("RAY_ADDRESS") or config.cluster.address) == "local"
-    if local:
+    reserved = driver_cpus(config, settings)
+    if is_local(config):
         # A trial is a handful of processes; Ray would warn of every one beyond a few per core.
         os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(8 * cores))
     with driver.ray_session(config.cluster, max(workers, math.ceil(cores / cpus))):
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        if local:
-            nodes[0]["CPU"], driver_cpus = max(cores, workers * cpus), 0.0
-        yield _slots(config, nodes, driver_cpus, limit)
+        if is_local(config):
+            nodes[0]["CPU"], reserved = max(cores, workers * cpus), 0.0
+        yield _slots(config, nodes, reserved, settings.concurrent)
 
 
-def _slots(config: TrainConfig, nodes: list[dict[str, float]], driver_cpus: float, limit: int) -> int:
+def _slots(config: TrainConfig, nodes: list[dict[str, float]], reserved: float, limit: int) -> int:
     most = workers_range(config.workers)[1]
     per_worker = dict(driver.scaling(config).resources_per_worker or {})
-    count = concurrent_trials(nodes, most, per_worker, driver_cpus)
+    count = concurrent_trials(nodes, most, per_worker, reserved)
     if not count:
         raise UsageError(
             f"workers={config.workers}: a trial of {most} worker(s) of {per_worker} does not fit onto the cluster; "
@@ -80,7 +94,8 @@ def run_wave(job: Job, wave: Sequence[Trial], at_once: int, watch: Callable[[], 
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # under the new one, verbose=0 still prints tables
     scratch = job.sweep / SCRATCH
     shutil.rmtree(scratch, ignore_errors=True)
-    trainable = tune.with_resources(tune.with_parameters(run_trial, job=job), {"cpu": job.settings.driver_cpus})
+    reserved = {"cpu": driver_cpus(job.config, job.settings)}
+    trainable = tune.with_resources(tune.with_parameters(run_trial, job=job), reserved)
     tuner = tune.Tuner(
         trainable,
         param_space={"trial": tune.grid_search([trial.id for trial in wave])},
