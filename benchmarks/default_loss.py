@@ -113,7 +113,7 @@ def references() -> None:
         return
     config = load_options(TrainConfig, COMMON, verb="benchmark")
     index = load_index(config.data.path)
-    shapes = mean_shapes(SampleTable.select(index, "test"), config.model.points, config.seed)
+    shapes, _ = mean_shapes(SampleTable.select(index, "test"), config.model.points, config.seed)
     torch.manual_seed(config.seed)
     untrained = network_predictor(build_model(config.model, index.image_size), torch.device("cpu"))
     predictors = {"untrained": untrained, "mean shape": constant(shapes)}

@@ -205,7 +205,7 @@ def references(dataset: str, data: str) -> dict[str, Any]:
         table = SampleTable.select(index, split, DATASETS[dataset])
         points = configuration("ours", dataset, 0, data, STEPS).model.points
         result[split] = {
-            "mean shape": score(constant(mean_shapes(table, points, 0)), index, split, dataset),
+            "mean shape": score(constant(mean_shapes(table, points, 0)[0]), index, split, dataset),
             **quality_report.oracles(index, table, points, DATASETS[dataset]),
         }
     return result

@@ -41,6 +41,7 @@ from drwr_dist.scores import Predictor
 PREDICTIONS = "predictions"
 RELEASED_PREDICTIONS = "pred"
 COMPARISON = "comparison"
+MOST_UNREAD = 20  # training objects that a mean shape may do without
 
 
 @dataclass
@@ -124,7 +125,7 @@ def measure_run(run: TrainedRun, options: EvaluateOptions, console: Console) -> 
     predictor = subject_predictor(TRAINED, run, device)
     frames: dict[str, Tensor] = {}
     if run.config.pose.mode != "known":
-        frames = predicted_frames(run, index, device)
+        frames = predicted_frames(run, index, device, skips(run, options))
         predictor = aligned(predictor, frames)
     save = None
     if options.predictions or options.mat:
@@ -178,13 +179,12 @@ def first_job(run: TrainedRun, index: DatasetIndex, options: EvaluateOptions, fr
     )
 
 
-def predicted_frames(run: TrainedRun, index: DatasetIndex, device: torch.device) -> dict[str, Tensor]:
+def predicted_frames(run: TrainedRun, index: DatasetIndex, device: torch.device, skip: bool) -> dict[str, Tensor]:
     """Return the rotation [3, 3] from the frame that the network chose for each category to the object frame.
 
     Found on the training split, so that what is evaluated has no say in it.
     """
     training = SampleTable.select(index, run.config.data.split, run.config.data.categories)
-    skip = run.config.data.on_bad_sample == "skip"
     return alignments(rotations(run, training, device, limit=ALIGNED_OBJECTS, skip=skip))
 
 
@@ -213,13 +213,15 @@ def references(
     blocks["untrained"] = measure(predictor, table, untrained, crew, None, f"{split}: untrained", console)
     shapes, problems = mean_shapes(table, run.config.model.points, run.config.seed)
     if problems:
-        line = f"mean shape: {len(problems)} training objects can't be read and are left out; the first: {problems[0]}"
+        without = "" if shapes else ", so there is none"
+        line = f"mean shape: {len(problems)} training objects can't be read{without}; the first: {problems[0]}"
         console.print(line, highlight=False, soft_wrap=True)
     if shapes:
         subject = dataclasses.replace(subject, kind=MEAN_SHAPE)
         mean = dataclasses.replace(job, subject=subject, keep_points=False, shapes=shapes)
         title = f"{split}: mean shape"
         blocks["mean_shape"] = measure(constant(shapes), table, mean, crew, None, title, console)
+        blocks["mean_shape"] |= {"training_objects_left_out": len(problems)} if problems else {}
     for block in blocks.values():
         del block["objects"]
     return blocks
@@ -228,7 +230,8 @@ def references(
 def mean_shapes(table: SampleTable, points: int, seed: int) -> tuple[dict[str, NDArray[np.float32]], list[str]]:
     """Return, per category of `table`, a random subset [points, 3] of all its training objects' ground truths.
 
-    This reference has seen 3D, which training never does. Empty where a category has no training ground truth.
+    This reference has seen 3D, which training never does. Empty where a category has no training ground truth, and
+    where too many objects can't be read: the storage may be away.
 
     Returns:
         The shapes, and why the training objects that are left out can't be read.
@@ -246,6 +249,8 @@ def mean_shapes(table: SampleTable, points: int, seed: int) -> tuple[dict[str, N
                 cloud = training.read(number, views=[0], with_points=True).points
             except DataError as error:  # what is measured is sound: a reference must not take its numbers away
                 problems.append(str(error))
+                if len(problems) > MOST_UNREAD:
+                    return {}, problems
                 continue
             known += [] if cloud is None else [cloud]
         if not known:
@@ -285,7 +290,9 @@ def known_block(run: TrainedRun, options: EvaluateOptions) -> dict[str, Any] | N
         return None
     result = load_result(run.path)
     block = result.get("splits", {}).get(chosen(options)[0]) if result.get("step") == run.step else None
-    return block if block and not {"data", "shards"} & set(block.get("selection", {})) else None
+    if not block or block.get("skipped") or {"data", "shards"} & set(block.get("selection", {})):
+        return None
+    return dict(block)
 
 
 def selected_categories(block: dict[str, Any] | None) -> list[str]:

@@ -48,7 +48,7 @@ def colours_and_alpha(image: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np
 
 
 def mask_levels(image: Image.Image) -> NDArray[np.uint8]:
-    """Read a mask: alpha where it says something, else brightness, white on the object; or labels, 0 off the object.
+    """Read a mask: alpha where it is not opaque, else brightness, white on the object; or labels, 0 off the object.
 
     Labels are the numbers 0 and 1, and the indices of a palette with colours (as DAVIS and Pascal VOC have them).
 
@@ -64,7 +64,7 @@ def mask_levels(image: Image.Image) -> NDArray[np.uint8]:
         return _eight_bits(np.asarray(image))
     pixels = np.asarray(image.convert("RGBA"))
     alpha = pixels[..., 3]
-    if alpha.min() < alpha.max():
+    if alpha.min() < 255:
         return alpha.copy()
     return _eight_bits(pixels[..., :3].max(axis=-1))
 

@@ -86,7 +86,7 @@ def frame(
         uint8 RGB [size, size, 3].
 
     Raises:
-        DataError: an alpha channel that is empty or full.
+        DataError: an alpha channel that is empty, or a mask that is full.
 
     Warns:
         UserWarning: there is no alpha, and the picture's border is not of the background's colour.

@@ -14,7 +14,7 @@ from rich.console import Console
 from drwr_dist import checkpoint, terminal
 from drwr_dist.config import TrainConfig, flat_keys, is_learnt, to_plain
 from drwr_dist.data.index import DatasetIndex, load_index
-from drwr_dist.data.remote import absolute, join
+from drwr_dist.data.remote import absolute, is_remote, join
 from drwr_dist.data.stream import SampleTable, check_views
 from drwr_dist.engine import driver
 from drwr_dist.engine.initial_weights import TF_PREFIX, initial_weights
@@ -134,7 +134,7 @@ def check_against_data(config: TrainConfig, index: DatasetIndex) -> SampleTable:
             "import the data again with another size"
         )
     own = join(config.storage, config.name)
-    if config.overwrite and config.init and f"{config.init.removeprefix(TF_PREFIX)}/".startswith(f"{own}/"):
+    if config.overwrite and config.init and lies_in(config.init.removeprefix(TF_PREFIX), own):
         raise UsageError(
             f"init={config.init}: lies in the run that overwrite=true would remove; give the new run another name=…"
         )
@@ -152,6 +152,13 @@ def check_against_data(config: TrainConfig, index: DatasetIndex) -> SampleTable:
     if config.evaluation.split:
         SampleTable.select(index, config.evaluation.split, config.data.categories)
     return table
+
+
+def lies_in(address: str, run: str) -> bool:
+    """Say whether an address is that of a run, or of something in it; links are followed."""
+    if is_remote(address) or is_remote(run):
+        return f"{address}/".startswith(f"{run}/")
+    return Path(address).resolve().is_relative_to(Path(run).resolve())
 
 
 def require_ground_truth(table: SampleTable, metric: str) -> None:

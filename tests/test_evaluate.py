@@ -132,11 +132,13 @@ def test_what_can_not_be_read_takes_no_numbers_away(damaged: Path, tmp_path: Pat
     assert done.returncode == 1 and "test-000000.tar" in done.stderr
     done = call("evaluate", f"run={damaged}", "skip_bad=true", *quiet)
     assert done.returncode == 0, done.stderr
-    assert "1 damaged objects are left out" in done.stdout and "mean shape: 1 training objects can't" in done.stdout
+    assert "1 damaged objects are left out" in done.stdout
+    assert "mean shape: 1 training objects can't be read; the first: " in done.stdout
     block = load_result(damaged)["splits"]["test"]
     objects = len(SampleTable.select(load_index(data), "test").keys)
     assert block["overall"]["objects"] == len(block["objects"]) == objects - 1 and len(block["skipped"]) == 1
     assert block["references"]["mean_shape"]["overall"]["objects"] == objects - 1
+    assert block["references"]["mean_shape"]["training_objects_left_out"] == 1
     for shard in load_index(data).shards:  # a dataset may have its test shards alone
         if shard.split == "train":
             (Path(data) / shard.url).unlink()

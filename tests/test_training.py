@@ -15,10 +15,11 @@ from drwr_dist.run import load_config, refuse_changes, save_config
 from drwr_dist.validation import validate
 
 
-@pytest.mark.parametrize("place", ["", "/checkpoints/step-00000001", "/../mine"])
+@pytest.mark.parametrize("place", ["mine", "mine/checkpoints/step-00000001", "mine/../mine", "link"])
 def test_a_run_that_would_be_removed_is_no_beginning(toy_dataset: Path, tmp_path: Path, place: str):
     run = untrained_run(tmp_path / "mine")
-    settings = [f"data={toy_dataset}", f"storage={tmp_path}", "name=mine", "overwrite=true", f"init={run}{place}"]
+    (tmp_path / "link").symlink_to(run)
+    settings = [f"data={toy_dataset}", f"storage={tmp_path}", "name=mine", "overwrite=true", f"init={tmp_path / place}"]
     done = call("train", *settings)
     assert done.returncode == 2 and "overwrite=true" in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert checkpoint.names(str(run)) == ["step-00000001"]

@@ -130,6 +130,9 @@ def test_what_passes_the_checks_can_be_a_trial(tmp_path: Path):
     config = config_of(tmp_path, {AVERAGING: {"values": [1, 4]}, "loss.grid": {"low": 16, "high": 64, "step": 16}},
                        "sweep.scheduler=asha")  # fmt: skip
     assert set(check_sweep(config)) == {AVERAGING, "loss.grid"}
+    config = config_of(tmp_path, {AVERAGING: {"values": [1, 4]}, "loss.grid": {"values": [16, 32]}},
+                       "sweep.scheduler=asha", f"{AVERAGING}=8", "sweep.baseline=false")  # fmt: skip
+    assert set(check_sweep(config)) == {AVERAGING, "loss.grid"}  # no trial has the 8
 
 
 @pytest.mark.parametrize("short", [False, True])

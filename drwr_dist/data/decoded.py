@@ -43,6 +43,7 @@ class Decoded:
     despeckle: int  # pixels; smaller patches and holes are taken out of silhouettes
     pixels: dict[int, NDArray[np.uint8]] = field(default_factory=dict)  # view -> [3, H, W]
     alphas: dict[int, NDArray[np.uint8]] = field(default_factory=dict)  # view -> [H, W]
+    shapes: dict[int, NDArray[np.uint8]] = field(default_factory=dict)  # view -> [H, W], without specks
     squares: dict[int, Squares | None] = field(default_factory=dict)  # view -> [H, W]; None: nothing is inside
 
     @classmethod
@@ -84,7 +85,7 @@ class Decoded:
         """The memory that it never exceeds, of each PNG file and its content the larger; to ask before decoding."""
         area = self.side * self.side
         excess = sum(max(0, len(file) - area * (3 if "image" in name else 1)) for name, file in self.files.items())
-        return self.views * bytes_of_view(self.side) + excess
+        return self.views * (bytes_of_view(self.side) + (area if self.despeckle else 0)) + excess
 
     def write_picture(self, view: int, out: NDArray[np.float32], recolouring: Recolouring | None = None) -> None:
         """Write the image of a view on its background into `out` [3, H, W], in [0, 1], in other colours if asked."""
@@ -126,8 +127,11 @@ class Decoded:
 
     def _shape(self, view: int) -> NDArray[np.uint8]:
         """Return the alpha that silhouettes are made of; pictures keep theirs, as whoever predicts has no other."""
-        alpha = self._alpha(view)
-        return without_specks(alpha, self.despeckle) if self.despeckle else alpha
+        if not self.despeckle:
+            return self._alpha(view)
+        if view not in self.shapes:
+            self.shapes[view] = without_specks(self._alpha(view), self.despeckle)
+        return self.shapes[view]
 
     def _squares(self, view: int) -> Squares | None:
         """Return squared distances to what the silhouette has inside."""

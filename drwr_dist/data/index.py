@@ -99,7 +99,7 @@ class DatasetIndex:
         """
         splits = SPLITS if split is None else (split,)
         named = self.matching(shards, splits)
-        wanted = set(categories or ())
+        wanted = set(categories or self.categories)
         if unknown := sorted(wanted - set(self.categories)):
             raise DataError(
                 f"{self.root}: no category {unknown[0]!r}; the dataset has {', '.join(sorted(self.categories))}"
@@ -110,7 +110,7 @@ class DatasetIndex:
             for number, shard in self.split(each)
             if number in named or not shards
             for position, key in enumerate(shard.keys)
-            if not wanted or key.split("/", 1)[0] in wanted
+            if key.split("/", 1)[0] in wanted
         ]
 
 
@@ -161,6 +161,11 @@ def parse_index(raw: Any, root: str) -> DatasetIndex:
         for number, entry in enumerate(fields.get("shardlist", list))
     )
     _check_unique(shards, fields.where)
+    categories = block.counts("categories", nested=True)
+    for shard in shards:
+        for key in shard.keys:
+            if key.split("/", 1)[0] not in categories:
+                raise DataError(f"{block.where}: categories lacks that of {key} in {shard.url}; import the data again")
     return DatasetIndex(
         root=root,
         name=fields.get("name", str),
@@ -168,7 +173,7 @@ def parse_index(raw: Any, root: str) -> DatasetIndex:
         image_size=block.get("image_size", int),
         views=block.get("views", int),
         focal_length=block.number("focal_length"),
-        categories=block.counts("categories", nested=True),
+        categories=categories,
         sources=block.counts("sources"),
         licences=block.counts("licences"),
     )

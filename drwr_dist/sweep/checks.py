@@ -73,13 +73,14 @@ def check_sweep(config: TuneConfig) -> dict[str, Parameter]:
         raise UsageError("steps=0: must be at least 1, a sweep compares what training makes of its configurations")
     _check_split_and_folder(config, space)
     varied: list[Parameters] = [{}, *({p.key: value} for p in space.values() for value in p.extremes())]
-    candidates = [apply(config, parameters) for parameters in varied]
-    for parameters, candidate in zip(varied, candidates, strict=True):
-        _check_values(candidate, parameters)
+    for parameters in varied:
+        _check_values(apply(config, parameters), parameters)
     _check_search(sweep, space)
     _check_scheduler(config, space)
-    for parameters, candidate in zip(varied, candidates, strict=True):  # now as runs, measured where trials compare
-        trial = Trial(0, "category", parameters)
+    # Now as runs, measured where trials compare. Without a baseline none has the other keys as they are.
+    others = {} if sweep.baseline else {p.key: p.extremes()[0] for p in space.values()}
+    for parameters in varied:
+        candidate, trial = apply(config, others | parameters), Trial(0, "category", others | parameters)
         _check_values(trial_config(candidate, sweep, Path(config.storage), trial, views=1), parameters)
     if sweep.report and importlib.util.find_spec("plotly") is None:
         raise UsageError(

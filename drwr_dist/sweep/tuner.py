@@ -76,7 +76,7 @@ def _slots(config: TrainConfig, nodes: list[dict[str, float]], reserved: float, 
     if not count:
         raise UsageError(
             f"workers={config.workers}: a trial of {most} worker(s) of {per_worker} does not fit onto the cluster; "
-            "lower workers, cluster.cpus_per_worker or cluster.gpus_per_worker (fractions are possible)"
+            "lower workers, cluster.cpus_per_worker or cluster.gpus_per_worker (fractions are possible with workers=1)"
         )
     return min(count, limit) if limit else count
 
