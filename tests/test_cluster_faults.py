@@ -14,7 +14,7 @@ from toy import REPOSITORY, SMALL_RUN, command, drwr, rows
 
 from drwr_dist.monitor import read_rows
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]  # two trainings of 2500 steps
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def check_against_undisturbed(data: Path, storage: Path, settings: tuple[str, ..
     assert [row["loss"] for row in one] == pytest.approx([row["loss"] for row in other], rel=1e-8)
 
 
-SETTINGS = ("steps=2500", "checkpoint.every=50", "log_every=10", "precision=float64", "evaluation.split=")
+SETTINGS = ("steps=600", "checkpoint.every=50", "log_every=10", "precision=float64", "evaluation.split=")
 
 
 def test_elastic_training_goes_on_with_the_node_that_is_left(cluster, toy_dataset: Path, tmp_path: Path):

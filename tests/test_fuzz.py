@@ -264,7 +264,7 @@ def run(reader: Reader, folder: Path, files: st.SearchStrategy[bytes], examples:
     assert grown < MEBIBYTES, f"memory grew by {grown:.0f} MiB"
 
 
-@pytest.mark.parametrize("examples", [25, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [25, pytest.param(500, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", READERS)
 def test_readers_survive_whatever_lies_there(name: str, examples: int, tmp_path: Path):
     reader = READERS[name]
