@@ -11,6 +11,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+SPLITS = ("train", "val", "test")
+
 # What may differ when a run is continued: none of it changes what is learnt.
 FREE_KEYS = {"name", "storage", "steps", "workers", "log_every", "overwrite"}
 FREE_KEYS |= {"compile", "communication.accumulate", "communication.static_graph"}

@@ -21,7 +21,8 @@ from torch import Tensor
 from drwr_dist import terminal
 from drwr_dist.cli import load_options, run_verb
 from drwr_dist.comparison import compare, print_comparison, write_comparison
-from drwr_dist.data.index import SPLITS, DatasetIndex, load_index
+from drwr_dist.config import SPLITS
+from drwr_dist.data.index import DatasetIndex, load_index
 from drwr_dist.data.remote import absolute
 from drwr_dist.data.stream import SampleTable
 from drwr_dist.errors import DataError, UsageError

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Collection
 from typing import Any
 
-from drwr_dist.config import LOSS_TERMS, TERMS_OF_DEFAULT, TrainConfig
+from drwr_dist.config import LOSS_TERMS, SPLITS, TERMS_OF_DEFAULT, TrainConfig
 from drwr_dist.errors import UsageError
 
 CHOICES = {
@@ -29,8 +29,6 @@ CHOICES = {
     "compile": ("none", "inductor", "cuda_graphs"),
     "precision": ("auto", "float32", "bfloat16", "float64"),
 }
-
-SPLITS = ("train", "val", "test")
 
 # key -> (test, what the value must be); infinity never passes
 RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {

@@ -17,12 +17,12 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from drwr_dist.config import SPLITS
 from drwr_dist.data.remote import is_remote, join, read_remote
 from drwr_dist.errors import DataError, UsageError
 
 INDEX_NAME = "index.json"
 SCHEMA_VERSION = 1
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.table import Table
 
-from drwr_dist.data.index import SPLITS, DatasetIndex, read_sample
+from drwr_dist.config import SPLITS
+from drwr_dist.data.index import DatasetIndex, read_sample
 from drwr_dist.data.sample import ObjectSample, decode_sample, split_members
 from drwr_dist.errors import UsageError
 

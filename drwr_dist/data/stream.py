@@ -16,10 +16,10 @@ from typing import Any
 
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from drwr_dist.config import DataConfig, LoaderConfig
+from drwr_dist.config import SPLITS, DataConfig, LoaderConfig
 from drwr_dist.data.batch import Batch, BatchRows, Example, Failure
 from drwr_dist.data.decoded import Decoded, bytes_of_view
-from drwr_dist.data.index import SPLITS, DatasetIndex, load_index, read_sample
+from drwr_dist.data.index import DatasetIndex, load_index, read_sample
 from drwr_dist.data.plan import Plan, rank_slice
 from drwr_dist.data.recolour import Recolouring
 from drwr_dist.data.sample import ObjectSample, decode_sample, split_members

@@ -19,7 +19,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from drwr_dist.data.index import INDEX_NAME, SCHEMA_VERSION, SPLITS, DatasetIndex, Shard
+from drwr_dist.config import SPLITS
+from drwr_dist.data.index import INDEX_NAME, SCHEMA_VERSION, DatasetIndex, Shard
 from drwr_dist.data.journal import Journal, Written
 from drwr_dist.data.remote import check_writable, is_remote, remote_names, remove_remote, upload
 from drwr_dist.durable import flush

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from drwr_dist.data.index import SPLITS
+from drwr_dist.config import SPLITS
 from drwr_dist.data.sample import ObjectSample, encode_sample
 from drwr_dist.data.verify import camera_findings
 from drwr_dist.data.writer import EncodedSample

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from drwr_dist.data.index import SPLITS
+from drwr_dist.config import SPLITS
 from drwr_dist.errors import DataError
 
 MODEL_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")  # never a path

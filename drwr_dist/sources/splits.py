@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from drwr_dist.data.index import SPLITS
+from drwr_dist.config import SPLITS
 from drwr_dist.errors import DataError, UsageError
 
 VAL_SHARE, TEST_SHARE = 0.1, 0.2

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from drwr_dist.data.index import SPLITS
+from drwr_dist.config import SPLITS
 from drwr_dist.data.png import MAX_SIDE
 from drwr_dist.data.sample import ObjectSample
 from drwr_dist.data.writer import EncodedSample

@@ -18,7 +18,7 @@ from drwr_dist.sweep.search import import_optuna
 from drwr_dist.sweep.space import Parameter, Parameters, apply, grid, parse_space
 from drwr_dist.sweep.trial_driver import trial_config
 from drwr_dist.sweep.trials import Trial
-from drwr_dist.training import check_against_data, resolve_paths
+from drwr_dist.training import check_against_data, lies_in, resolve_paths
 from drwr_dist.validation import validate
 
 CHOICES = {
@@ -99,10 +99,9 @@ def _value(sweep: SweepConfig, key: str) -> Any:
 def _check_split_and_folder(config: TuneConfig, space: dict[str, Parameter]) -> None:
     if config.data.split == SPLIT:
         raise UsageError(f"data.split={SPLIT}: a sweep compares its trials there; train on another split")
-    sweep = Path(config.storage, config.name).resolve()
+    sweep = str(Path(config.storage, config.name))
     for init in [config.init, *(space["init"].values if "init" in space else ())]:
-        path = Path((init or "").removeprefix(TF_PREFIX))
-        if config.overwrite and path.is_absolute() and path.resolve().is_relative_to(sweep):
+        if config.overwrite and init and lies_in(init.removeprefix(TF_PREFIX), sweep):
             raise UsageError(
                 f"init={init}: lies in the folder of this sweep, which overwrite=true would remove; give another "
                 "name=…, or leave overwrite=true out"
