@@ -262,11 +262,13 @@ def test_what_goes_together_is_let_through() -> None:
 
 
 @pytest.mark.slow
-def test_local_sgd_is_stopped_where_the_workers_agree_and_goes_on_exactly(toy_dataset: Path, tmp_path: Path) -> None:
+def test_local_sgd_is_stopped_where_the_workers_agree_and_goes_on_exactly(
+    toy_dataset: Path, tmp_path: Path, joins_ray: str
+) -> None:
     """SIGTERM between two averages, with accumulation: the curve is that of an undisturbed run, digit for digit."""
     settings = (
         "workers=2", "precision=float64", "communication.average_every=20", "communication.accumulate=2",
-        "checkpoint.every=20", "steps=410", "evaluation.split=",
+        "checkpoint.every=20", "steps=290", "evaluation.split=",
     )  # fmt: skip
     process = start(toy_dataset, tmp_path, "name=stopped", *settings)
     wait_for((tmp_path / "stopped/checkpoints/step-00000020").exists, process, timeout=400)
@@ -276,11 +278,11 @@ def test_local_sgd_is_stopped_where_the_workers_agree_and_goes_on_exactly(toy_da
     step = int(out.split("interrupted after step ")[1].split(";")[0])
     assert step % 20 == 0 and (tmp_path / "stopped" / "checkpoints" / f"step-{step:08d}").exists()
     for name in ("stopped", "whole"):
-        done = train(toy_dataset, tmp_path, f"name={name}", *settings)
+        done = train(toy_dataset, tmp_path, f"name={name}", *settings, joins_ray)
         assert done.returncode == 0, done.stderr
     one, other = rows(tmp_path / "stopped"), rows(tmp_path / "whole")
     assert [row["loss"] for row in one] == [row["loss"] for row in other]
     states = [
-        torch.load(tmp_path / name / "checkpoints" / "step-00000410" / "state.pt") for name in ("stopped", "whole")
+        torch.load(tmp_path / name / "checkpoints" / "step-00000290" / "state.pt") for name in ("stopped", "whole")
     ]
     same(states[0]["model"], states[1]["model"], 0.0)

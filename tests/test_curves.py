@@ -31,22 +31,26 @@ def curve(data: Path, storage: Path, workers: int, *settings: str) -> list[float
 
 
 @pytest.fixture(scope="module")
-def undisturbed(toy_dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
-    found = curve(toy_dataset, tmp_path_factory.mktemp("undisturbed"), 1, *LONG)
+def undisturbed(toy_dataset: Path, ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> list[float]:
+    storage = tmp_path_factory.mktemp("undisturbed")
+    settings = ("name=alone", "workers=1", *LONG, f"cluster.address={ray_address}")
+    done = train(toy_dataset, storage, *settings, RAY_AUTH_MODE="disabled", timeout=600)
+    assert done.returncode == 0, done.stderr
+    found = losses(storage / "alone")
     assert len(found) == 200 and found[-1] < 0.5 * found[0]
     return found
 
 
 @pytest.mark.parametrize("workers", [2, 4])
 def test_200_steps_in_float64_do_not_depend_on_the_workers(
-    toy_dataset: Path, tmp_path: Path, undisturbed: list[float], workers: int
+    toy_dataset: Path, tmp_path: Path, undisturbed: list[float], workers: int, joins_ray: str
 ):
-    assert curve(toy_dataset, tmp_path, workers, *LONG) == pytest.approx(undisturbed, rel=1e-6)
+    assert curve(toy_dataset, tmp_path, workers, *LONG, joins_ray) == pytest.approx(undisturbed, rel=1e-6)
 
 
-def test_20_steps_in_float32_do_not_depend_on_the_workers(toy_dataset: Path, tmp_path: Path):
-    one, two, four = (curve(toy_dataset, tmp_path, workers, *SHORT) for workers in (1, 2, 4))
-    assert two == pytest.approx(one, rel=1e-4) and four == pytest.approx(one, rel=1e-4)
+def test_20_steps_in_float32_do_not_depend_on_the_workers(toy_dataset: Path, tmp_path: Path, joins_ray: str):
+    one, four = (curve(toy_dataset, tmp_path, workers, *SHORT, joins_ray) for workers in (1, 4))
+    assert four == pytest.approx(one, rel=1e-4)
 
 
 def test_killed_at_random_steps_and_resumed_with_other_workers_it_goes_on(

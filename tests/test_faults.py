@@ -59,12 +59,15 @@ def copy_with_a_poisoned_camera(data: Path, output: Path) -> str:
     return poisoned
 
 
-def test_a_loss_that_is_not_finite_on_one_rank_ends_all_at_the_same_step(toy_dataset: Path, tmp_path: Path):
+def test_a_loss_that_is_not_finite_on_one_rank_ends_all_at_the_same_step(
+    toy_dataset: Path, tmp_path: Path, joins_ray: str
+):
     key = copy_with_a_poisoned_camera(toy_dataset, tmp_path / "data")
     table = SampleTable.select(load_index(tmp_path / "data"), "train")
     plan = table.plan(0, 4)
     (step,) = [n for n, batch in enumerate(plan.epoch_batches(0)) if key in [table.keys[i] for i in batch]]
-    done = train(tmp_path / "data", tmp_path, "name=nan", "workers=2", "steps=50", "evaluation.split=", timeout=300)
+    settings = ("name=nan", "workers=2", "steps=50", "evaluation.split=", joins_ray)
+    done = train(tmp_path / "data", tmp_path, *settings, timeout=300)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     found = re.search(
         r"step (\d+): the loss or its gradient is not finite on rank (\d) \(samples ([^)]*)\)", done.stderr
@@ -96,11 +99,13 @@ def test_a_slow_rank_is_named_with_its_node_and_its_wait(toy_dataset: Path, tmp_
 
 
 @pytest.mark.parametrize("damage", ["gone", "rotten"])
-def test_a_shard_that_goes_bad_mid_run_fails_it_with_its_name(toy_dataset: Path, tmp_path: Path, damage: str):
+def test_a_shard_that_goes_bad_mid_run_fails_it_with_its_name(
+    toy_dataset: Path, tmp_path: Path, damage: str, joins_ray: str
+):
     data = tmp_path / "data"
     shutil.copytree(toy_dataset, data)
     shard = sorted(data.glob("train-*.tar"))[0]
-    process = start(data, tmp_path, "name=bad", "workers=2", *MID_RUN)
+    process = start(data, tmp_path, "name=bad", "workers=2", *MID_RUN, joins_ray)
     wait_for_step(tmp_path / "bad", 20, process)
     if damage == "gone":
         shard.unlink()
@@ -113,11 +118,11 @@ def test_a_shard_that_goes_bad_mid_run_fails_it_with_its_name(toy_dataset: Path,
     assert ("missing" if damage == "gone" else "damaged") in err
 
 
-def test_a_shard_that_goes_mid_run_is_skipped_counted_and_bounded(toy_dataset: Path, tmp_path: Path):
+def test_a_shard_that_goes_mid_run_is_skipped_counted_and_bounded(toy_dataset: Path, tmp_path: Path, joins_ray: str):
     data = tmp_path / "data"
     shutil.copytree(toy_dataset, data)
     shard = sorted(data.glob("train-*.tar"))[0]
-    skip = ("data.on_bad_sample=skip", "data.max_skip_fraction=0.9")
+    skip = (joins_ray, "data.on_bad_sample=skip", "data.max_skip_fraction=0.9")
     process = start(data, tmp_path, "name=bad", "workers=2", *MID_RUN, *skip)
     wait_for_step(tmp_path / "bad", 20, process)
     shard.unlink()
@@ -134,17 +139,17 @@ def test_a_shard_that_goes_mid_run_is_skipped_counted_and_bounded(toy_dataset: P
     events = EventAccumulator(str(tmp_path / "bad" / "tensorboard"))
     events.Reload()
     assert events.Scalars(f"data/skipped/{shard.name}")[-1].value == total
-    few = train(data, tmp_path, "name=few", "workers=1", "steps=500", *MID_RUN[2:], *skip[:1])
+    few = train(data, tmp_path, "name=few", "workers=1", "steps=500", *MID_RUN[2:], *skip[:2])
     assert few.returncode == 1 and "data.max_skip_fraction=0.01" in few.stderr, few.stderr
 
 
-def test_a_full_disk_ends_the_run_and_loses_nothing(toy_dataset: Path, tmp_path: Path):
+def test_a_full_disk_ends_the_run_and_loses_nothing(toy_dataset: Path, tmp_path: Path, joins_ray: str):
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", str(disk)], capture_output=True).returncode:
         pytest.skip("mounting a small tmpfs needs root")
     try:
-        process = start(toy_dataset, disk, "name=full", "workers=2", *MID_RUN)
+        process = start(toy_dataset, disk, "name=full", "workers=2", *MID_RUN, joins_ray)
         wait_for_step(disk / "full", 20, process)
         with (disk / "ballast").open("wb", buffering=0) as ballast, pytest.raises(OSError, match="No space"):
             while True:
@@ -155,7 +160,7 @@ def test_a_full_disk_ends_the_run_and_loses_nothing(toy_dataset: Path, tmp_path:
         assert kept
         (disk / "ballast").unlink()
         step = int(kept[-1].removeprefix("step-"))
-        done = train(toy_dataset, disk, "name=full", "workers=2", *MID_RUN[1:], f"steps={step + 5}")
+        done = train(toy_dataset, disk, "name=full", "workers=2", *MID_RUN[1:], f"steps={step + 5}", joins_ray)
         assert done.returncode == 0 and f"resuming after step {step}" in done.stdout, done.stderr
         assert [row["step"] for row in rows(disk / "full")] == list(range(1, step + 6))
     finally:

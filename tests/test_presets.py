@@ -87,13 +87,13 @@ def test_the_paper_preset_trains(toy_dataset: Path, tmp_path: Path, joins_ray: s
     ("preset", "terms"), [("dpc", ("volumetric",)), ("2dpm", ("chamfer_2d",)), ("dpc-poses", ("volumetric", "student"))]
 )
 def test_the_presets_of_the_peers_train_with_two_workers(
-    preset: str, terms: tuple[str, ...], toy_dataset: Path, tmp_path: Path
+    preset: str, terms: tuple[str, ...], toy_dataset: Path, tmp_path: Path, joins_ray: str
 ):
     """The scale head takes part in the all-reduce; the last step of an epoch leaves a rank without a sample."""
     done = drwr(
         "train", f"config={REPOSITORY / f'configs/{preset}.yaml'}", f"data={toy_dataset}", f"storage={tmp_path}",
         "steps=6", "log_every=1", "workers=2", "global_batch=3", "model.points=200", "model.hidden=32", "loss.grid=32",
-        "evaluation.references=false", "optimizer.learning_rate=1e-3",
+        "evaluation.references=false", "optimizer.learning_rate=1e-3", joins_ray,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     history = rows(tmp_path / preset)
@@ -105,12 +105,13 @@ def test_the_presets_of_the_peers_train_with_two_workers(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", ["laptop", "gpu", "cluster"])
-def test_our_presets_train(preset: str, toy_dataset: Path, tmp_path: Path):
+def test_our_presets_train(preset: str, toy_dataset: Path, tmp_path: Path, joins_ray: str):
     """With the network made small and a few steps, whatever else they ask for."""
     done = drwr(
         "train", f"config={REPOSITORY / f'configs/{preset}.yaml'}", f"data={toy_dataset}", f"storage={tmp_path}",
         "steps=4", "log_every=1", "workers=2", "global_batch=6", "model.points=100", "model.channels=4",
         "model.hidden=32", "loss.grid=32", "validation.every=2", "checkpoint.every=2",
+        joins_ray,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert [row["step"] for row in rows(tmp_path / preset)] == [1, 2, 3, 4]

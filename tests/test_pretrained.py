@@ -54,12 +54,12 @@ def test_its_weights_are_those_that_training_starts_from(small: tuple[Path, Path
 
 
 @pytest.mark.slow
-def test_training_starts_from_it(small: tuple[Path, Path], toy_dataset: Path, tmp_path: Path) -> None:
+def test_training_starts_from_it(small: tuple[Path, Path], toy_dataset: Path, tmp_path: Path, joins_ray: str) -> None:
     model = load_run(small[1]).config.model
     network = [f"model.{name}={getattr(model, name)}" for name in ("points", "channels", "hidden", "decoder_std")]
     done = drwr(
         "train", f"data={toy_dataset}", f"storage={tmp_path}", "name=next", f"init={small[1]}", *SMALL_RUN, *network,
-        "steps=2", "evaluation.split=",
+        "steps=2", "evaluation.split=", joins_ray,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert [row["step"] for row in rows(tmp_path / "next")] == [1, 2]

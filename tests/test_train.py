@@ -222,14 +222,16 @@ def start(data: Path, storage: Path | str, *arguments: str) -> subprocess.Popen[
     return subprocess.Popen(line, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
-def test_killed_and_started_again_it_ends_with_the_same_numbers(toy_dataset: Path, tmp_path: Path, undisturbed: Path):
+def test_killed_and_started_again_it_ends_with_the_same_numbers(
+    toy_dataset: Path, tmp_path: Path, undisturbed: Path, joins_ray: str
+):
     """SIGKILL of the driver in the middle of an epoch; the same command continues, with another number of workers."""
     killed = tmp_path / "killed"
     process = start(toy_dataset, tmp_path, "name=killed", "workers=2", *EXACT)
     wait_for_step(killed, 10, process)
     process.kill()
     process.communicate()
-    done = train(toy_dataset, tmp_path, "name=killed", "workers=1", *EXACT)
+    done = train(toy_dataset, tmp_path, "name=killed", "workers=1", *EXACT, joins_ray)
     assert done.returncode == 0, done.stderr
     assert "resuming after step" in done.stdout
     one, other = rows(killed), rows(undisturbed)
@@ -265,23 +267,21 @@ def ray_worker_of(driver: int) -> int:
     return workers[0]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-def test_ctrl_c_and_sigterm_leave_a_checkpoint_to_continue_from(
-    toy_dataset: Path, tmp_path: Path, number: signal.Signals
-):
+def test_ctrl_c_leaves_a_checkpoint_to_continue_from(toy_dataset: Path, tmp_path: Path, joins_ray: str):
+    """SIGTERM does so too: test_communication.py, test_faults.py and test_cluster_faults.py end runs with it."""
     settings = ("name=stopped", "workers=2", "checkpoint.every=1000", "evaluation.split=")
     process = start(toy_dataset, tmp_path, *settings, "steps=100000")
     deadline = time.monotonic() + 120
     while not (tmp_path / "stopped" / "metrics.jsonl").exists() and time.monotonic() < deadline:
         time.sleep(0.2)
     time.sleep(2)
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 130, (out, err)
     assert "interrupted after step" in out and "Traceback" not in err
     step = int(out.split("interrupted after step ")[1].split(";")[0])
     assert (tmp_path / "stopped" / "checkpoints" / f"step-{step:08d}").exists()
-    again = train(toy_dataset, tmp_path, *settings, f"steps={step + 3}")
+    again = train(toy_dataset, tmp_path, *settings, f"steps={step + 3}", joins_ray)
     assert again.returncode == 0 and f"resuming after step {step}" in again.stdout
     assert [row["step"] for row in rows(tmp_path / "stopped")] == list(range(1, step + 4))
 

@@ -145,27 +145,26 @@ def test_killed_twice_it_ends_like_an_undisturbed_one(boxes: Path, tmp_path: Pat
     assert winners[0] == winners[1]
 
 
-def test_ctrl_c_saves_and_the_same_command_goes_on(boxes: Path, tmp_path: Path):
-    line = arguments(boxes, tmp_path, "stopped", RATE, "steps=4000", "checkpoint.every=4000", "sweep.candidates=1",
-                     "sweep.categories=[brick]", "sweep.report=false")  # fmt: skip
-    process = start(*line)
+def test_a_lost_trial_driver_is_brought_back_and_ctrl_c_saves(boxes: Path, tmp_path: Path):
+    """SIGKILL of the process that drives a trial, as when its node is lost; then Ctrl-C, and the same command."""
+    line = arguments(boxes, tmp_path, "stopped", RATE, "steps=1500", "checkpoint.every=20", "sweep.candidates=1",
+                     "sweep.baseline=false", "sweep.categories=[brick]", "sweep.report=false")  # fmt: skip
     sweep = tmp_path / "stopped"
-
-    def training(found: dict[str, Trial]) -> bool:
-        return any((sweep / "trials" / name / "metrics.jsonl").exists() for name in found)
-
-    wait_until(process, sweep, training)
+    log = sweep / "trials" / "001-brick" / "train.log"
+    process = start(*line)
+    wait_until(process, sweep, lambda found: list(sweep.glob("trials/*/checkpoints/step-*")))
+    os.kill(driver_of(process.pid), signal.SIGKILL)
+    wait_until(process, sweep, lambda found: "resuming after step" in log.read_text())
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 130, err
     assert "the same command continues" in out
     saved = sorted(path.name for path in sweep.glob("trials/*/checkpoints/step-*"))
-    assert saved and saved[0] != "step-00004000"
-    logs = sorted(sweep.glob("trials/*/train.log"))
-    process = start(*line)
-    wait_until(process, sweep, lambda found: any("resuming after step" in log.read_text() for log in logs))
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=300)
+    assert saved and saved[-1] != "step-00001500"
+    done = tune(*line)
+    assert done.returncode == 0, done.stderr
+    assert log.read_text().count("resuming after step") == 2
+    assert entries(sweep)["001-brick"].state == FINISHED
 
 
 def test_more_trials_than_slots_with_early_stopping(boxes: Path, tmp_path: Path):
@@ -212,20 +211,6 @@ def test_a_population_is_trained_on_ray(boxes: Path, tmp_path: Path):
     moved = [trial for trial in entries(tmp_path / "pbt").values() if trial.lineage]
     assert len(moved) == 1 and moved[0].lineage[0]["applied"] and moved[0].state == FINISHED
     assert PENDING not in {trial.state for trial in entries(tmp_path / "pbt").values()}
-
-
-def test_a_lost_trial_driver_is_brought_back(boxes: Path, tmp_path: Path):
-    """SIGKILL of the process that drives a trial, as when its node is lost: Ray Tune starts it again."""
-    line = arguments(boxes, tmp_path, "lost", RATE, "steps=600", "checkpoint.every=20", "sweep.candidates=1",
-                     "sweep.baseline=false", "sweep.categories=[brick]", "sweep.report=false")  # fmt: skip
-    process = start(*line)
-    sweep = tmp_path / "lost"
-    wait_until(process, sweep, lambda found: list(sweep.glob("trials/*/checkpoints/step-*")))
-    os.kill(driver_of(process.pid), signal.SIGKILL)
-    out, err = process.communicate(timeout=600)
-    assert process.returncode == 0, err + out
-    assert entries(sweep)["001-brick"].state == FINISHED
-    assert "resuming after step" in (sweep / "trials" / "001-brick" / "train.log").read_text()
 
 
 def driver_of(tuner: int) -> int:
