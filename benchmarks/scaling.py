@@ -1,7 +1,7 @@
 """What a step costs on 8 … 1024 GPUs, and which `communication` to choose: a model to feed with one's own numbers.
 
     python benchmarks/scaling.py                                       # the tables of docs/scaling.md
-    python benchmarks/scaling.py --bench FILE --objects 8              # python -m drwr_dist.bench … bench_output=FILE
+    python benchmarks/scaling.py --bench FILE --objects 32             # python -m drwr_dist.bench … bench_output=FILE
     python benchmarks/scaling.py --pass-seconds 0.02 --network 3.1e9   # 25 Gbit/s a node
 
 Of a pass (forward, loss, backward) on one GPU, an exchange of B bytes over n GPUs, g in a node, m nodes, takes
@@ -33,10 +33,10 @@ ENOUGH = 0.9  # of the objects a second that as many GPUs would make alone
 class Machine:
     """One's own numbers; seconds and bytes."""
 
-    pass_seconds: float = 0.020  # forward, loss and backward of `objects` objects on one GPU
-    backward_seconds: float = 0.007  # of them, the backward pass through the network
-    update_seconds: float = 0.001  # clipping and optimizer
-    objects: int = 8  # of a pass
+    pass_seconds: float = 0.0240  # forward, loss and backward of `objects` objects on one GPU: results/gpu-*.json
+    backward_seconds: float = 0.0024  # of them, the backward pass through the network
+    update_seconds: float = 0.0011  # clipping and optimizer
+    objects: int = 32  # of a pass
     gradient_bytes: float = 54.6e6  # float32; the paper's network with 2000 points
     node: int = 8  # GPUs in a node
     inside: float = 200e9  # bytes a second and GPU within a node

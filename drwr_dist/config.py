@@ -108,7 +108,7 @@ class DataConfig:
 class LoaderConfig:
     """How samples are read and decoded."""
 
-    workers: str = "auto"  # loader processes per training worker, or auto: none if the cache holds all, else by cores
+    workers: str = "auto"  # loader processes per worker, or auto: by cores; without a GPU none if the cache holds all
     prefetch: int = 4  # batches that each loader process holds ready
     cache_megabytes: int = 512  # MiB per process for decoded samples, so that later epochs decode nothing
 

@@ -14,6 +14,8 @@ from scipy.spatial import cKDTree
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
+from drwr_dist.neighbours import nearest_by_tree, squared_distances
+
 _CHUNK = 2**22  # distances in memory at once, where no tree is at hand (on a GPU)
 _ORDERED = 4096  # points of a cloud from which on it pays to ask in an order in which neighbours follow each other
 EARTH_MOVER_POINTS = 2048  # matched at most
@@ -212,15 +214,9 @@ def _nearest(queries: Tensor, among: Tensor) -> Tensor:
     queries, among = queries.detach(), among.detach()
     if queries.is_cuda:
         rows = max(1, _CHUNK // len(among))
-        # The matrix-product form of cdist loses half of the digits for points that nearly coincide.
-        blocks = [
-            torch.cdist(queries[i : i + rows], among, compute_mode="donot_use_mm_for_euclid_dist").argmin(-1)
-            for i in range(0, len(queries), rows)
-        ]
-        return torch.cat(blocks)
-    tree = small_gicp.KdTree(among.to("cpu", torch.float64).numpy())
-    index, _ = tree.batch_knn_search(queries.to("cpu", torch.float64).numpy(), 1)
-    return torch.from_numpy(index[:, 0].astype(np.int64)).to(queries.device)
+        parts = range(0, len(queries), rows)
+        return torch.cat([squared_distances(queries[i : i + rows], among).argmin(-1) for i in parts])
+    return torch.from_numpy(nearest_by_tree(queries.cpu().numpy(), among.cpu().numpy(), 1)[:, 0]).to(queries.device)
 
 
 def _require_points(points: Tensor, name: str) -> None:

@@ -268,7 +268,7 @@ def test_local_sgd_is_stopped_where_the_workers_agree_and_goes_on_exactly(
     """SIGTERM between two averages, with accumulation: the curve is that of an undisturbed run, digit for digit."""
     settings = (
         "workers=2", "precision=float64", "communication.average_every=20", "communication.accumulate=2",
-        "checkpoint.every=20", "steps=290", "evaluation.split=",
+        "checkpoint.every=20", "steps=210", "evaluation.split=",
     )  # fmt: skip
     process = start(toy_dataset, tmp_path, "name=stopped", *settings)
     wait_for((tmp_path / "stopped/checkpoints/step-00000020").exists, process, timeout=400)
@@ -283,6 +283,6 @@ def test_local_sgd_is_stopped_where_the_workers_agree_and_goes_on_exactly(
     one, other = rows(tmp_path / "stopped"), rows(tmp_path / "whole")
     assert [row["loss"] for row in one] == [row["loss"] for row in other]
     states = [
-        torch.load(tmp_path / name / "checkpoints" / "step-00000290" / "state.pt") for name in ("stopped", "whole")
+        torch.load(tmp_path / name / "checkpoints" / "step-00000210" / "state.pt") for name in ("stopped", "whole")
     ]
     same(states[0]["model"], states[1]["model"], 0.0)

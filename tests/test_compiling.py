@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 needs_compiler = pytest.mark.skipif(not compiling.has_compiler(), reason="no C++ compiler: install g++")
 
 
-def passes(**settings: object) -> tuple[Passes, Batch]:
+def passes(device: torch.device = CPU, **settings: object) -> tuple[Passes, Batch]:
     config = TrainConfig(global_batch=8, steps=10, **settings)  # type: ignore[arg-type]
     config.model.points, config.model.channels, config.model.hidden = 500, 8, 64
     index = load_index(config.data.path)
@@ -38,8 +38,9 @@ def passes(**settings: object) -> tuple[Passes, Batch]:
     stream = batches(table, plan, config.data, config.loader, rank=0, world_size=1, start=0, stop=1)
     torch.manual_seed(0)
     model = build_network(config, index.image_size)
-    layout.arrange(model, CPU, torch.float32)
-    return Passes(config, model, plan, CPU, 1, StepTimer(CPU)), next(iter(stream)).to(CPU, torch.float32)
+    layout.arrange(model, device, torch.float32)
+    batch = next(iter(stream)).to(device, torch.float32)
+    return Passes(config, model, plan, device, 1, StepTimer(device)), batch
 
 
 def gradient(made: Passes, batch: Batch) -> tuple[float, Tensor]:

@@ -118,7 +118,8 @@ def test_a_shard_that_goes_bad_mid_run_fails_it_with_its_name(
     assert ("missing" if damage == "gone" else "damaged") in err
 
 
-def test_a_shard_that_goes_mid_run_is_skipped_counted_and_bounded(toy_dataset: Path, tmp_path: Path, joins_ray: str):
+def test_a_shard_that_goes_mid_run_is_skipped_and_counted(toy_dataset: Path, tmp_path: Path, joins_ray: str):
+    """How many may be skipped: test_train.py."""
     data = tmp_path / "data"
     shutil.copytree(toy_dataset, data)
     shard = sorted(data.glob("train-*.tar"))[0]
@@ -139,8 +140,6 @@ def test_a_shard_that_goes_mid_run_is_skipped_counted_and_bounded(toy_dataset: P
     events = EventAccumulator(str(tmp_path / "bad" / "tensorboard"))
     events.Reload()
     assert events.Scalars(f"data/skipped/{shard.name}")[-1].value == total
-    few = train(data, tmp_path, "name=few", "workers=1", "steps=500", *MID_RUN[2:], *skip[:2])
-    assert few.returncode == 1 and "data.max_skip_fraction=0.01" in few.stderr, few.stderr
 
 
 def test_a_full_disk_ends_the_run_and_loses_nothing(toy_dataset: Path, tmp_path: Path, joins_ray: str):
@@ -172,7 +171,7 @@ def test_too_small_a_cluster_is_not_waited_for_forever(toy_dataset: Path, tmp_pa
     try:
         done = train(
             toy_dataset, tmp_path, "name=small", f"cluster.address={cluster.address}", "workers=3", "steps=5",
-            "cluster.start_timeout=45",
+            "cluster.start_timeout=25",
         )  # fmt: skip
     finally:
         cluster.shutdown()

@@ -326,7 +326,7 @@ def test_a_run_in_a_bucket_is_killed_resumed_and_evaluated(
 ):
     """SIGKILL, then the same command on a machine that has never seen the run; then evaluation from the bucket."""
     runs = f"{bucket}/deep/runs"
-    settings = ("workers=2", "steps=80", "checkpoint.every=5", "validation.every=20", "precision=float64")
+    settings = ("workers=2", "steps=50", "checkpoint.every=5", "validation.every=20", "precision=float64")
     process = start(toy_dataset, runs, "name=far", *settings)
     wait_for(lambda: "step-00000010" in checkpoint.names(f"{runs}/far"), process)
     process.kill()
@@ -341,11 +341,11 @@ def test_a_run_in_a_bucket_is_killed_resumed_and_evaluated(
     far = Storage.at(f"{runs}/far")
     far.fetch("metrics.jsonl", "validation.jsonl", "result.json")
     one, other = rows(far.folder), rows(tmp_path / "near")
-    assert [row["step"] for row in one] == list(range(1, 81))
+    assert [row["step"] for row in one] == list(range(1, 51))
     assert [row["loss"] for row in one] == pytest.approx([row["loss"] for row in other], rel=1e-8)
     result = json.loads((far.folder / "result.json").read_text())
-    assert result["step"] == 80 and "test" in result["splits"]
-    assert checkpoint.names(far.address)[:2] == ["step-00000080", "step-00000075"]
+    assert result["step"] == 50 and "test" in result["splits"]
+    assert checkpoint.names(far.address)[:2] == ["step-00000050", "step-00000045"]
     validated = drwr("evaluate", f"run={runs}/far", "split=val", "checkpoint=best")
     assert validated.returncode == 0, validated.stderr
     fresh = train(toy_dataset, runs, "name=far", "steps=2", "overwrite=true", "evaluation.split=")

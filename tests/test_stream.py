@@ -265,6 +265,7 @@ def test_automatic_loader_processes(toy_dataset: Path):
     assert loader_processes(LoaderConfig(), table, cores=8) == 0
     small = LoaderConfig(cache_megabytes=1)
     assert [loader_processes(small, table, cores) for cores in (1, 2, 16)] == [0, 1, 4]
+    assert [loader_processes(LoaderConfig(), table, cores, gpu=True) for cores in (1, 2, 16)] == [0, 1, 8]
     large = replace(table, index=replace(table.index, image_size=256))  # distances there take 4 bytes
     needed = len(table.keys) * table.index.views * 8 * 256**2 / 2**20
     room = [LoaderConfig(cache_megabytes=int(needed) + more) for more in (-1, 1)]

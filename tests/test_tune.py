@@ -114,16 +114,16 @@ def test_a_sweep_leaves_what_it_promises(boxes: Path, tmp_path: Path):
 
 
 def test_killed_twice_it_ends_like_an_undisturbed_one(boxes: Path, tmp_path: Path):
-    """First before Ray Tune has written anything (of three trials, its own restore would run one), then anywhere.
+    """First before Ray Tune has written anything (of two trials, its own restore would run one), then anywhere.
 
     With one scheduler: test_tune_course.py kills the course of a sweep under each, after each measurement.
     """
-    settings = ["steps=30", "checkpoint.every=5", "precision=float64", "sweep.candidates=2", "sweep.asha.first_rung=10",
+    settings = ["steps=30", "checkpoint.every=5", "precision=float64", "sweep.candidates=1", "sweep.asha.first_rung=10",
                 "sweep.categories=[brick]", "sweep.scheduler=halving", "sweep.report=false"]  # fmt: skip
     line = arguments(boxes, tmp_path, "killed", RATE, *settings)
     sweep = tmp_path / "killed"
     process = start(*line)
-    wait_until(process, sweep, lambda found: len(found) == 3)
+    wait_until(process, sweep, lambda found: len(found) == 2)
     process.kill()
     process.communicate()
     process = start(*line)
@@ -135,7 +135,7 @@ def test_killed_twice_it_ends_like_an_undisturbed_one(boxes: Path, tmp_path: Pat
     done = tune(*line)
     assert done.returncode == 0, done.stderr
     found = entries(sweep)
-    assert len(found) == 3 and all(trial.ended for trial in found.values())
+    assert len(found) == 2 and all(trial.ended for trial in found.values())
     assert all(found[name].history == history for name, history in kept.items()), "finished trials were kept"
     undisturbed = tune(*arguments(boxes, tmp_path, "undisturbed", RATE, *settings))
     assert undisturbed.returncode == 0, undisturbed.stderr
@@ -147,7 +147,7 @@ def test_killed_twice_it_ends_like_an_undisturbed_one(boxes: Path, tmp_path: Pat
 
 def test_a_lost_trial_driver_is_brought_back_and_ctrl_c_saves(boxes: Path, tmp_path: Path):
     """SIGKILL of the process that drives a trial, as when its node is lost; then Ctrl-C, and the same command."""
-    line = arguments(boxes, tmp_path, "stopped", RATE, "steps=1500", "checkpoint.every=20", "sweep.candidates=1",
+    line = arguments(boxes, tmp_path, "stopped", RATE, "steps=900", "checkpoint.every=20", "sweep.candidates=1",
                      "sweep.baseline=false", "sweep.categories=[brick]", "sweep.report=false")  # fmt: skip
     sweep = tmp_path / "stopped"
     log = sweep / "trials" / "001-brick" / "train.log"
@@ -160,52 +160,42 @@ def test_a_lost_trial_driver_is_brought_back_and_ctrl_c_saves(boxes: Path, tmp_p
     assert process.returncode == 130, err
     assert "the same command continues" in out
     saved = sorted(path.name for path in sweep.glob("trials/*/checkpoints/step-*"))
-    assert saved and saved[-1] != "step-00001500"
+    assert saved and saved[-1] != "step-00000900"
     done = tune(*line)
     assert done.returncode == 0, done.stderr
     assert log.read_text().count("resuming after step") == 2
     assert entries(sweep)["001-brick"].state == FINISHED
 
 
-def test_more_trials_than_slots_with_early_stopping(boxes: Path, tmp_path: Path):
+def test_more_trials_than_slots_of_which_some_end_early_and_one_diverges(boxes: Path, tmp_path: Path):
     """A trial that ends early gives its workers' places back, else the sweep would starve (ray issue 54305)."""
+    space = {"optimizer.learning_rate": {"values": [1e-5, 1e-8, 1e30]}}
     done = tune(
-        *arguments(boxes, tmp_path, "asha", RATE, "steps=540", "log_every=20", "workers=2",
-                   "cluster.cpus_per_worker=0.25", "sweep.candidates=5", "sweep.categories=[brick]",
-                   "sweep.scheduler=asha", "sweep.asha.first_rung=60", "sweep.concurrent=2",
-                   "sweep.report=false"), timeout=1200,
+        *arguments(boxes, tmp_path, "asha", space, "steps=360", "log_every=20", "workers=2", "sweep.concurrent=2",
+                   "optimizer.gradient_clip=0", "optimizer.warmup_steps=0", "cluster.cpus_per_worker=0.25",
+                   "sweep.search=grid", "sweep.categories=[brick]", "sweep.scheduler=asha", "sweep.report=false",
+                   "sweep.asha.first_rung=60", "sweep.asha.reduction=2"), timeout=1200,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "2 at the same time" in done.stdout
     found = entries(tmp_path / "asha")
-    states = [trial.state for trial in found.values()]
-    assert len(found) == 6 and states.count(STOPPED) >= 1 and states.count(FINISHED) >= 1
-    assert found["000-brick"].state == FINISHED
+    assert len(found) == 4 and found["000-brick"].state == FINISHED
+    assert found["002-brick"].state == STOPPED  # the rate is too low to have learnt anything
     assert all(
-        trial.last["step"] < 540 and "go on" in trial.reason for trial in found.values() if trial.state == STOPPED
+        trial.last["step"] < 360 and "go on" in trial.reason for trial in found.values() if trial.state == STOPPED
     )
+    diverged = found["003-brick"]
+    assert diverged.state == FAILED and "finite" in diverged.reason and diverged.reason in done.stdout
+    assert "1 trial(s) failed" in done.stdout
     holding = list((tmp_path / "asha").glob("trials/*/checkpoints/step-*"))
     assert len(holding) <= 6
 
 
-def test_a_trial_that_diverges_is_shown_with_its_reason(boxes: Path, tmp_path: Path):
-    space = {"optimizer.learning_rate": {"values": [3e-4, 1e30]}}
-    done = tune(
-        *arguments(boxes, tmp_path, "failing", space, "steps=6", "optimizer.gradient_clip=0",
-                   "optimizer.warmup_steps=0", "sweep.search=grid", "sweep.baseline=false",
-                   "sweep.categories=[slab]", "sweep.report=false")
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    found = entries(tmp_path / "failing")
-    assert found["001-slab"].state == FINISHED and found["002-slab"].state == FAILED
-    assert "finite" in found["002-slab"].reason and found["002-slab"].reason in done.stdout
-    assert "1 trial(s) failed" in done.stdout
-
-
 def test_a_population_is_trained_on_ray(boxes: Path, tmp_path: Path):
     done = tune(
-        *arguments(boxes, tmp_path, "pbt", RATE, "steps=12", "sweep.candidates=4", "sweep.categories=[brick]",
-                   "sweep.scheduler=pbt", "sweep.pbt.interval=6", "sweep.baseline=false", "sweep.report=false")
+        *arguments(boxes, tmp_path, "pbt", RATE, "steps=12", "sweep.candidates=2", "sweep.categories=[brick]",
+                   "sweep.scheduler=pbt", "sweep.pbt.interval=6", "sweep.pbt.quantile=0.5",
+                   "sweep.baseline=false", "sweep.report=false")
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     moved = [trial for trial in entries(tmp_path / "pbt").values() if trial.lineage]

@@ -25,7 +25,7 @@ from drwr_dist.data.recolour import Recolouring
 from drwr_dist.data.sample import ObjectSample, decode_sample, split_members
 from drwr_dist.errors import DataError, UsageError
 
-_MOST_PROCESSES = 4  # that loader.workers=auto starts
+_MOST_PROCESSES, _MOST_BESIDE_GPU = 4, 8  # that loader.workers=auto starts
 
 
 @dataclass(frozen=True)
@@ -179,25 +179,27 @@ def _as_it_is(batch: Batch) -> Batch:
     return batch
 
 
-def loader_processes(loader: LoaderConfig, table: SampleTable, cores: int | None = None) -> int:
+def loader_processes(loader: LoaderConfig, table: SampleTable, cores: int | None = None, gpu: bool = False) -> int:
     """Return how many processes read for one training worker.
 
     `auto`: none where the cache of the training process holds all objects decoded, as each process has a cache of its
-    own and would decode them again; else one for each core of the worker beyond the first, at most 4.
+    own and would decode them again; else one for each core of the worker beyond the first, at most 4. Beside a GPU,
+    which would wait while its own process prepares a batch: one for each such core in any case, at most 8.
 
     Args:
         loader: its key workers.
         table: the samples.
         cores: of this training worker; None: those of the machine over the workers on it.
+        gpu: whether the worker has a GPU.
     """
     if str(loader.workers) != "auto":
         return int(loader.workers)
     needed = len(table.keys) * table.index.views * bytes_of_view(table.index.image_size)
-    if needed <= loader.cache_megabytes * 2**20:
+    if needed <= loader.cache_megabytes * 2**20 and not gpu:
         return 0
     if cores is None:
         cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(0, min(_MOST_PROCESSES, cores - 1))
+    return max(0, min(_MOST_BESIDE_GPU if gpu else _MOST_PROCESSES, cores - 1))
 
 
 def batches(
@@ -211,14 +213,16 @@ def batches(
     start: int,
     stop: int,
     view_images: bool = False,
+    gpu: bool = False,
 ) -> Iterator[Batch]:
     """Yield this rank's part of the global batches of steps `start` … `stop - 1`.
 
-    Nothing before `start` is read or decoded. With `view_images`, what the judging views show comes too.
+    Nothing before `start` is read or decoded. With `view_images`, what the judging views show comes too. With
+    `gpu`, batches lie in memory from which they travel to a GPU while it works.
     """
     stream = SampleStream(table, plan, data, loader.cache_megabytes, view_images)
     processes: dict[str, Any] = {}
-    workers = loader_processes(loader, table)
+    workers = loader_processes(loader, table, gpu=gpu)
     if workers:
         # Not fork: Ray's and gloo's threads do not survive it.
         processes = {"multiprocessing_context": "forkserver", "prefetch_factor": loader.prefetch, "timeout": 600}
@@ -227,6 +231,7 @@ def batches(
         batch_sampler=_RankSampler(plan, rank, world_size, start, stop),
         collate_fn=_as_it_is,  # type: ignore[arg-type]  # the stream makes whole batches
         num_workers=workers,
+        pin_memory=gpu,
         **processes,
     )
 

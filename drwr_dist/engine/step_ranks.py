@@ -89,6 +89,7 @@ def _timed_steps(timer: StepTimer, table: SampleTable, rank: int, job: dict[str,
         start=0,
         stop=WARM_UP + job["steps"],
         view_images=config.pose.mode == "predict",
+        gpu=timer.device.type == "cuda",
     )
     rows = []
     begin = time.perf_counter()

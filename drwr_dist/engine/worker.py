@@ -199,6 +199,7 @@ class Worker:
             start=self.start,
             stop=self.config.steps,
             view_images=self.config.pose.mode == "predict",
+            gpu=self.device.type == "cuda",
         )
         self._begin = time.perf_counter()
         self.timer.begin()

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from torch import Tensor
 
+from drwr_dist.neighbours import squared_distances
+
 _WORKING_SET = 64 * 2**20  # bytes of distances that are alive at once
 
 
@@ -93,15 +95,8 @@ def _nearest_in_blocks(coordinates: Tensor, valid: Tensor, targets: Tensor) -> t
     by_point, by_target = [], []
     for start in range(0, max(len(coordinates), 1), size):
         part = slice(start, start + size)
-        squared = _squared_distances(coordinates[part], targets[part])
+        squared = squared_distances(coordinates[part], targets[part])
         by_point.append(squared.argmin(-1))
         squared.masked_fill_(~valid[part, :, None], torch.inf)
         by_target.append(squared.argmin(1))
     return torch.cat(by_point), torch.cat(by_target)
-
-
-def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    """Return |a_i - b_j|² [l, N, S]; from differences, whose rounding does not depend on where the origin is."""
-    column = a[:, :, None, 0] - b[:, None, :, 0]
-    row = a[:, :, None, 1] - b[:, None, :, 1]
-    return column.square_().add_(row.square_())

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from drwr_dist.losses.neighbours import nearest_by_tree
+from drwr_dist.neighbours import nearest_by_tree
 
 SOFTENING = 1e-3  # widths of the frame; ε: a point that has arrived feels no kink
 _WORKING_SET = 64 * 2**20  # bytes of distances that are alive at once

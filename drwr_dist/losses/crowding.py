@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from drwr_dist.losses.neighbours import nearest_by_tree
+from drwr_dist.neighbours import nearest_by_tree, squared_distances
 
 NEIGHBOURS = 4
 SOFTENING = 1e-5  # sides of the unit cube; points that coincide have a finite gradient, none
@@ -89,8 +89,7 @@ def _nearest_of_all(points: Tensor, takes_part: Tensor, neighbours: int) -> Tens
     indices = []
     for start in range(0, count, size):
         part = points[:, start : start + size]
-        distances = torch.cdist(part, points, compute_mode="donot_use_mm_for_euclid_dist")
-        distances = distances.masked_fill(~takes_part[:, None], torch.inf)
+        distances = squared_distances(part, points).masked_fill_(~takes_part[:, None], torch.inf)
         rows = torch.arange(part.shape[1], device=points.device)
         distances[:, rows, rows + start] = torch.inf
         found = distances.topk(neighbours, dim=-1, largest=False).indices
