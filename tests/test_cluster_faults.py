@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 from pathlib import Path
 
@@ -60,23 +59,4 @@ def test_elastic_training_goes_on_with_the_node_that_is_left_and_takes_one_that_
     out, err = process.communicate(timeout=200)
     assert process.returncode == 130, err
     assert out.count("resuming after step") == 2 and "1 of at most 2 worker(s), on " in out
-    check_against_undisturbed(toy_dataset, tmp_path, joins_ray)
-
-
-def test_a_replacement_takes_the_place_of_a_lost_node(cluster, toy_dataset: Path, tmp_path: Path, joins_ray: str):
-    ray_cluster, nodes = cluster
-    address = f"cluster.address={ray_cluster.address}"
-    process = start(toy_dataset, tmp_path, "name=nodes", address, "workers=2", "steps=100000", *SETTINGS)
-    wait_for_step(tmp_path / "nodes", 50, process)
-    ray_cluster.remove_node(nodes[1], allow_graceful=False)
-    ray_cluster.add_node(num_cpus=1)
-    assert process.stdout is not None
-    line = ""
-    while not (found := re.search(r"resuming after step (\d+)", line)):
-        line = process.stdout.readline()
-        assert line, process.stderr.read() if process.stderr else ""
-    wait_for_step(tmp_path / "nodes", int(found[1]) + 50, process)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=200)
-    assert process.returncode == 130, err
     check_against_undisturbed(toy_dataset, tmp_path, joins_ray)
