@@ -73,7 +73,8 @@ def assert_same(one: Path, other: Path) -> None:
 
 def test_a_sweep_leaves_what_it_promises(boxes: Path, tmp_path: Path):
     line = arguments(boxes, tmp_path, "whole", RATE | {"loss.grid": {"values": [16, 32]}}, "steps=10",
-                     "sweep.candidates=1", "sweep.search=optuna", "sweep.objectives=[quality,seconds]")  # fmt: skip
+                     "sweep.candidates=1", "sweep.search=optuna", "sweep.objectives=[quality,seconds]",
+                     "sweep.concurrent=2")  # fmt: skip
     done = tune(*line)
     assert done.returncode == 0, done.stderr
     sweep = tmp_path / "whole"
@@ -193,8 +194,8 @@ def test_more_trials_than_slots_of_which_some_end_early_and_one_diverges(boxes: 
 
 def test_a_population_is_trained_on_ray(boxes: Path, tmp_path: Path):
     done = tune(
-        *arguments(boxes, tmp_path, "pbt", RATE, "steps=12", "sweep.candidates=2", "sweep.categories=[brick]",
-                   "sweep.scheduler=pbt", "sweep.pbt.interval=6", "sweep.pbt.quantile=0.5",
+        *arguments(boxes, tmp_path, "pbt", RATE, "steps=12", "sweep.candidates=4", "sweep.categories=[brick]",
+                   "sweep.scheduler=pbt", "sweep.pbt.interval=6",
                    "sweep.baseline=false", "sweep.report=false")
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
