@@ -1,7 +1,7 @@
 """torch.compile for the network: fewer, larger kernels; on a GPU recorded as CUDA graphs too, if wanted.
 
-The loss stays as it is: its kernels are few, its gradients are written in closed form already, and nearest neighbours
-leave the graph. The first step of a run, and of each new batch size, takes the time to compile.
+The loss stays as it is: its gradients are written in closed form already, and nearest neighbours leave the graph.
+The first step of a run, and of each new batch size, takes the time to compile.
 """
 
 from __future__ import annotations
