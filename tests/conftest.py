@@ -10,6 +10,7 @@ import pytest
 import torch
 from golden_report import compare, print_table  # noqa: F401 (a fixture)
 from hypothesis import settings
+from servers import bucket, own_cache, s3_server  # noqa: F401 (fixtures)
 from toy import make_dataset
 
 # Ray's workers would give way to whatever else runs, and the tests of the other process would keep them waiting.
@@ -68,3 +69,15 @@ def joins_ray(ray_address: str, monkeypatch: pytest.MonkeyPatch) -> str:
 def toy_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A dataset of 24 rendered boxes: 2 categories, 5 views of 64 × 64, shards of 4 objects. Never write to it."""
     return make_dataset(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture
+def cluster():
+    """A head without CPUs for training, and two nodes of one worker each."""
+    from ray.cluster_utils import Cluster  # seconds, which most tests need not spend
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    cluster.wait_for_nodes()
+    yield cluster, nodes
+    cluster.shutdown()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from drwr_dist.data.index import DatasetIndex
-from drwr_dist.data.sample import ObjectSample, encode_sample
+from drwr_dist.data.index import DatasetIndex, load_index, read_sample, read_shard
+from drwr_dist.data.sample import ObjectSample, encode_sample, split_members
 from drwr_dist.data.writer import EncodedSample, ShardLimits, write_dataset
 from drwr_dist.sources.rendering import look_at_origin
 
@@ -50,3 +50,14 @@ def make_balls(folder: Path, **options: object) -> DatasetIndex:
         for number in range(count)
     ]
     return write_samples(folder, samples, **options)
+
+
+def assert_reads_like(root: str, folder: Path) -> None:
+    """Every shard and sample of a dataset elsewhere must be that of the folder."""
+    local, remote = load_index(folder), load_index(root)
+    for number, shard in enumerate(local.shards):
+        assert b"".join(read_shard(remote, remote.shards[number])) == (folder / shard.url).read_bytes()
+        for position, key in enumerate(shard.keys):
+            data = read_sample(remote, number, position)
+            assert data == read_sample(local, number, position)
+            assert split_members(data, key=key)

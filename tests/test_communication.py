@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from test_train import start, train, wait_for
+from runs import start, train, wait_for
 from torch import Tensor
 from toy import rows
 

@@ -10,45 +10,16 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from torch import Tensor
+from first_step import CPU, gradient, passes
 
 from drwr_dist.config import CommunicationConfig, TrainConfig
-from drwr_dist.data.batch import Batch
-from drwr_dist.data.index import load_index
-from drwr_dist.data.stream import SampleTable, batches
-from drwr_dist.engine import communication, compiling, layout
-from drwr_dist.engine.agreement import Tally
+from drwr_dist.engine import communication, compiling
 from drwr_dist.engine.nodes import check_compile
-from drwr_dist.engine.passes import Passes
-from drwr_dist.engine.timing import StepTimer
 from drwr_dist.errors import UsageError
-from drwr_dist.model import AllHeads, build_network
+from drwr_dist.model import AllHeads
 from drwr_dist.validation import validate
 
-CPU = torch.device("cpu")
 needs_compiler = pytest.mark.skipif(not compiling.has_compiler(), reason="no C++ compiler: install g++")
-
-
-def passes(device: torch.device = CPU, **settings: object) -> tuple[Passes, Batch]:
-    config = TrainConfig(global_batch=8, steps=10, **settings)  # type: ignore[arg-type]
-    config.model.points, config.model.channels, config.model.hidden = 500, 8, 64
-    index = load_index(config.data.path)
-    table = SampleTable.select(index, config.data.split)
-    plan = table.plan(0, 8)
-    stream = batches(table, plan, config.data, config.loader, rank=0, world_size=1, start=0, stop=1)
-    torch.manual_seed(0)
-    model = build_network(config, index.image_size)
-    layout.arrange(model, device, torch.float32)
-    batch = next(iter(stream)).to(device, torch.float32)
-    return Passes(config, model, plan, device, 1, StepTimer(device)), batch
-
-
-def gradient(made: Passes, batch: Batch) -> tuple[float, Tensor]:
-    """Return the loss and the whole gradient of step 0."""
-    made.model.zero_grad()
-    tally = Tally()
-    made.run(0, batch, tally)
-    return tally.loss, torch.cat([parameter.grad.flatten() for parameter in made.model.parameters()])
 
 
 def test_bfloat16_keeps_the_loss_and_the_direction_of_the_gradient() -> None:

@@ -6,7 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
-from test_train import start, train, wait_for
+from runs import start, train, wait_for
 from toy import rows
 
 from drwr_dist.monitor import read_rows

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 from ray.cluster_utils import Cluster
+from runs import start, train, wait_for, wait_for_step
 from shard_tools import write_samples
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from test_train import start, train, wait_for, wait_for_step
 from toy import rows
 
 from drwr_dist import pool

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import yaml
-from test_compiling import gradient, passes
+from first_step import gradient, passes
 from torch import Tensor
 from toy import REPOSITORY, SMALL_RUN, drwr, rows
 

@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +10,8 @@ import fsspec
 import numpy as np
 import pytest
 from gcsfs.core import GCSFileSystem
-from shard_tools import encoded, make_balls, make_sample, write_samples
-from test_shards_index import assert_reads_like
-from test_shards_remote import Proxy, first, serve
+from servers import Proxy, first, serve, server_program
+from shard_tools import assert_reads_like, encoded, make_balls, make_sample, write_samples
 
 from drwr_dist.data import remote
 from drwr_dist.data.index import load_index, read_sample
@@ -26,29 +21,15 @@ from drwr_dist.errors import DataError, UsageError
 
 @pytest.fixture
 def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "gcp_storage_emulator", "start", "--host=127.0.0.1", f"--port={port}"]
-    server = subprocess.Popen([*command, "--in-memory"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
-    forget_connections()
-    monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(remote, "RETRY_PAUSES", (0.05, 0.05, 0.05))
-    try:
-        for _ in range(600):
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            assert server.poll() is None, "the server did not start"
-            time.sleep(0.1)
+    with server_program("gcp_storage_emulator", "start", "--host=127.0.0.1", "--port={port}", "--in-memory") as url:
+        monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
+        forget_connections()
+        monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        monkeypatch.setattr(remote, "RETRY_PAUSES", (0.05, 0.05, 0.05))
         GCSFileSystem().mkdir("bucket")
         yield "gs://bucket"
-    finally:
-        server.terminate()
-        server.wait(10)
-        forget_connections()
+    forget_connections()
 
 
 def forget_connections() -> None:

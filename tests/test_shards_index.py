@@ -12,11 +12,10 @@ from typing import Any
 
 import fsspec
 import pytest
-from shard_tools import encoded, make_balls, make_sample, write_samples
+from shard_tools import assert_reads_like, encoded, make_balls, make_sample, write_samples
 
 from drwr_dist.data import remote
-from drwr_dist.data.index import load_index, read_sample, read_shard
-from drwr_dist.data.sample import split_members
+from drwr_dist.data.index import load_index, read_sample
 from drwr_dist.errors import DataError
 
 
@@ -116,16 +115,6 @@ class TestDamagedShards:
         (balls / index.shards[0].url).mkdir()
         with pytest.raises(DataError, match="can't be read"):
             read_sample(index, 0, 0)
-
-
-def assert_reads_like(root: str, folder: Path) -> None:
-    local, remote = load_index(folder), load_index(root)
-    for number, shard in enumerate(local.shards):
-        assert b"".join(read_shard(remote, remote.shards[number])) == (folder / shard.url).read_bytes()
-        for position, key in enumerate(shard.keys):
-            data = read_sample(remote, number, position)
-            assert data == read_sample(local, number, position)
-            assert split_members(data, key=key)
 
 
 def test_memory_filesystem(balls: Path):

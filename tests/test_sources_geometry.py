@@ -5,17 +5,10 @@ import pytest
 import trimesh
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shapes import box
 
 from drwr_dist.errors import DataError
 from drwr_dist.sources.geometry import Mesh, face_areas, geometry_hash, normalise, sample_surface, thin, wireframe
-
-
-def mesh_of(shape: trimesh.Trimesh) -> Mesh:
-    return Mesh(np.asarray(shape.vertices, dtype=np.float64), np.asarray(shape.faces, dtype=np.int64))
-
-
-def box(x: float, y: float, z: float, at: tuple[float, float, float] = (0, 0, 0)) -> Mesh:
-    return mesh_of(trimesh.creation.box((x, y, z), transform=trimesh.transformations.translation_matrix(at)))
 
 
 @given(

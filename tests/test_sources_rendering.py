@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import trimesh
-from test_sources_geometry import box, mesh_of
+from shapes import box, mesh_of
 
 from drwr_dist.camera import project
 from drwr_dist.data.faults import camera_fault

@@ -16,8 +16,8 @@ import pytest
 import torch
 from aiohttp import web
 from ray.cluster_utils import Cluster
-from test_shards_remote import Proxy, _own_cache, bucket, first, forget_connections, s3_server, serve  # noqa: F401
-from test_train import start, train, wait_for
+from runs import start, train, wait_for
+from servers import Proxy, first, forget_connections, serve
 from toy import drwr, rows
 
 from drwr_dist import checkpoint, lease
@@ -27,6 +27,8 @@ from drwr_dist.engine.uploads import Uploads
 from drwr_dist.errors import DataError, TrainingError, UsageError
 from drwr_dist.lease import sole_owner
 from drwr_dist.storage import Storage
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def state(value: float) -> dict[str, object]:
@@ -44,7 +46,7 @@ def half_send(storage: Storage, step: int) -> None:
 
 
 class TestBucket:
-    def test_files_go_there_and_come_back(self, bucket: str):  # noqa: F811
+    def test_files_go_there_and_come_back(self, bucket: str):
         storage = Storage.at(f"{bucket}/runs/one")
         (storage.folder / "predictions" / "chair").mkdir(parents=True)
         (storage.folder / "result.json").write_text("{}")
@@ -58,7 +60,7 @@ class TestBucket:
         assert not (storage.folder / "config.yaml").exists(), "what is not at the URL is not in its working copy"
         assert storage.clear() == ["predictions", "result.json"] and storage.clear() == []
 
-    def test_checkpoints_are_uploaded_pruned_and_read_back(self, bucket: str):  # noqa: F811
+    def test_checkpoints_are_uploaded_pruned_and_read_back(self, bucket: str):
         storage, told = Storage.at(f"{bucket}/run"), []
         sender = Uploads(storage, keep=2, metric="chamfer", timeout=30, tell=told.append)
         for step, score in ((10, 3.0), (20, 1.0), (30, 2.0), (40, 2.5), (50, 2.6)):
@@ -72,7 +74,7 @@ class TestBucket:
 
     def test_a_damaged_object_is_passed_over_and_a_lost_connection_is_not_damage(
         self,
-        bucket: str,  # noqa: F811
+        bucket: str,
         monkeypatch: pytest.MonkeyPatch,
     ):
         storage = Storage.at(f"{bucket}/run")
@@ -94,7 +96,7 @@ class TestBucket:
         with pytest.raises(DataError):
             checkpoint.best_of(storage.address, "chamfer")
 
-    def test_what_was_half_uploaded_is_no_checkpoint(self, bucket: str):  # noqa: F811
+    def test_what_was_half_uploaded_is_no_checkpoint(self, bucket: str):
         """The machine died during its first upload: the run has not begun, and is neither damaged nor lost."""
         storage = Storage.at(f"{bucket}/run")
         half_send(storage, 10)
@@ -106,7 +108,7 @@ class TestBucket:
         loaded = checkpoint.load_newest(storage.address)
         assert loaded and loaded.step == 20 and not loaded.damaged
 
-    def test_half_uploads_are_removed_and_take_no_place_of_whole_ones(self, bucket: str):  # noqa: F811
+    def test_half_uploads_are_removed_and_take_no_place_of_whole_ones(self, bucket: str):
         storage = Storage.at(f"{bucket}/run")
         for step, score in ((5, 1.0), (10, 3.0), (20, 3.0), (30, 3.0)):
             checkpoint.send(storage.folder, write(storage, step, chamfer=score), str(storage.url))
@@ -120,8 +122,8 @@ class TestBucket:
     @pytest.mark.parametrize("links", [True, False])
     def test_a_checkpoint_that_is_pruned_while_it_is_sent_arrives_whole(
         self,
-        bucket: str,  # noqa: F811
-        s3_server: str,  # noqa: F811
+        bucket: str,
+        s3_server: str,
         links: bool,
         monkeypatch: pytest.MonkeyPatch,
     ):
@@ -157,8 +159,8 @@ class TestBucket:
 
     def test_the_newest_goes_first_and_the_best_has_its_turn(
         self,
-        bucket: str,  # noqa: F811
-        s3_server: str,  # noqa: F811
+        bucket: str,
+        s3_server: str,
         monkeypatch: pytest.MonkeyPatch,
     ):
         monkeypatch.setattr(remote, "READ_TIMEOUT", 120)
@@ -189,7 +191,7 @@ class TestBucket:
 
     def test_uploads_do_not_block_and_what_waits_is_bounded(
         self,
-        bucket: str,  # noqa: F811
+        bucket: str,
         monkeypatch: pytest.MonkeyPatch,
     ):
         storage, told, gate = Storage.at(f"{bucket}/run"), [], threading.Event()
@@ -214,8 +216,8 @@ class TestBucket:
 
     def test_a_failing_upload_is_told_tried_again_and_ends_the_run_with_an_error(
         self,
-        bucket: str,  # noqa: F811
-        s3_server: str,  # noqa: F811
+        bucket: str,
+        s3_server: str,
         monkeypatch: pytest.MonkeyPatch,
     ):
         monkeypatch.setattr(uploads, "AGAIN", 0.1)
@@ -238,7 +240,7 @@ class TestBucket:
 
     def test_two_who_train_the_same_run_are_noticed(
         self,
-        bucket: str,  # noqa: F811
+        bucket: str,
         monkeypatch: pytest.MonkeyPatch,
     ):
         monkeypatch.setattr(lease, "RENEWAL", 0.2)
@@ -260,7 +262,7 @@ class TestBucket:
 
     def test_a_killed_owner_on_this_machine_is_not_waited_for(
         self,
-        bucket: str,  # noqa: F811
+        bucket: str,
     ):
         ended = subprocess.Popen(["true"])
         ended.wait()
@@ -297,7 +299,7 @@ def test_addresses_become_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.slow
 def test_a_worker_may_keep_its_working_copy_elsewhere_than_the_driver(
-    bucket: str,  # noqa: F811
+    bucket: str,
     toy_dataset: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -318,7 +320,7 @@ def test_a_worker_may_keep_its_working_copy_elsewhere_than_the_driver(
 
 @pytest.mark.slow
 def test_a_run_in_a_bucket_is_killed_resumed_and_evaluated(
-    bucket: str,  # noqa: F811
+    bucket: str,
     toy_dataset: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -72,6 +72,14 @@ def test_no_file_is_a_drawer_for_everything():
     assert [str(path) for path in PACKAGE.rglob("*.py") if path.stem in drawers] == []
 
 
+def test_no_test_file_is_imported():
+    """What two test files need has a file of its own: a newcomer who changes a test changes no other."""
+    imports = re.compile(r"^\s*(?:from|import) test_\w+", re.MULTILINE)
+    tests = (REPOSITORY / "tests").rglob("*.py")
+    found = {str(path): names for path in tests if (names := imports.findall(path.read_text(encoding="utf-8")))}
+    assert found == {}
+
+
 def test_architecture_names_every_part():
     text = (REPOSITORY / "docs/architecture.md").read_text(encoding="utf-8")
     parts = [path for path in PACKAGE.iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()]

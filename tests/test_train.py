@@ -9,7 +9,6 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -17,10 +16,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from runs import start, train, wait_for_step
 from scipy.spatial import cKDTree
 from shard_tools import encoded, make_sample, write_samples
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from toy import REPOSITORY, SMALL_RUN, call, command, drwr, rows
+from toy import SMALL_RUN, call, rows
 
 from drwr_dist import checkpoint
 from drwr_dist.config import TrainConfig
@@ -35,13 +35,6 @@ from drwr_dist.errors import TrainingError
 from drwr_dist.point_cloud import read_ply
 from drwr_dist.run import load_run
 from drwr_dist.scores import object_metrics, summarise
-
-
-def train(
-    data: Path, storage: Path | str, *arguments: str, timeout: float = 300, **environment: str
-) -> subprocess.CompletedProcess[str]:
-    return drwr("train", f"data={data}", f"storage={storage}", *SMALL_RUN, *arguments, timeout=timeout, **environment)
-
 
 EXACT = ("steps=60", "checkpoint.every=5", "precision=float64", "evaluation.references=false")
 
@@ -199,27 +192,6 @@ def test_the_number_of_workers_does_not_change_the_curve(
     texts = [(run / "validation.jsonl").read_text() for run in (tmp_path / "alone", undisturbed)]
     scores = [[json.loads(line)["chamfer"] for line in text.splitlines()] for text in texts]
     assert len(scores[0]) == 2 and scores[0] == pytest.approx(scores[1], rel=1e-6)
-
-
-def wait_for(
-    condition: Callable[[], object], process: subprocess.Popen[str] | None = None, timeout: float = 150
-) -> None:
-    """Wait until a condition holds, while a process runs."""
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert process is None or process.poll() is None, f"ended early: {process.communicate()}"
-        assert time.monotonic() < deadline, f"not in {timeout} s"
-        time.sleep(0.1)
-
-
-def wait_for_step(run: Path, step: int, process: subprocess.Popen[str]) -> None:
-    """Wait for the checkpoint of this step, or of a later one: it may be removed before we look."""
-    wait_for(lambda: any(checkpoint.step_of(name) >= step for name in checkpoint.names(run)), process)
-
-
-def start(data: Path, storage: Path | str, *arguments: str) -> subprocess.Popen[str]:
-    line = command("train", f"data={data}", f"storage={storage}", *SMALL_RUN, *arguments)
-    return subprocess.Popen(line, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def test_killed_and_started_again_it_ends_with_the_same_numbers(

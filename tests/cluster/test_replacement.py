@@ -7,21 +7,20 @@ import signal
 from pathlib import Path
 
 import pytest
-from test_cluster_faults import SETTINGS, check_against_undisturbed, cluster  # noqa: F401 (a fixture)
-from test_train import start, wait_for_step
+from runs import OF_ANY_LENGTH, check_against_undisturbed, start, wait_for_step
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
 def test_a_replacement_takes_the_place_of_a_lost_node(
-    cluster,  # noqa: F811
+    cluster,
     toy_dataset: Path,
     tmp_path: Path,
     joins_ray: str,
 ):
     ray_cluster, nodes = cluster
     address = f"cluster.address={ray_cluster.address}"
-    process = start(toy_dataset, tmp_path, "name=nodes", address, "workers=2", "steps=100000", *SETTINGS)
+    process = start(toy_dataset, tmp_path, "name=nodes", address, "workers=2", "steps=100000", *OF_ANY_LENGTH)
     wait_for_step(tmp_path / "nodes", 50, process)
     ray_cluster.remove_node(nodes[1], allow_graceful=False)
     ray_cluster.add_node(num_cpus=1)
