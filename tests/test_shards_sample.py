@@ -137,6 +137,7 @@ DAMAGES: dict[str, tuple[str, bytes | None, str]] = {
     "camera of 3 rows": ("cameras.json", _cameras(_three_rows), "must be [V, 4, 4]"),
     "camera not finite": ("cameras.json", _spoil((1, 0, 3), float("nan")), "not finite"),
     "camera not rigid": ("cameras.json", _spoil((1, 0, 0), 5.0), "not rigid"),
+    "camera beyond all numbers": ("cameras.json", _spoil((1, 0, 0), 1e200), "not rigid"),
     "camera last row": ("cameras.json", _spoil((1, 3, 0), 1.0), "last row"),
     "meta missing": ("meta.json", None, "missing"),
     "points not npy": ("points.npy", b"rot", "not a plain .npy"),
@@ -147,6 +148,7 @@ DAMAGES: dict[str, tuple[str, bytes | None, str]] = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("name", DAMAGES)
 def test_damage_is_named(name: str):
     member, data, reason = DAMAGES[name]

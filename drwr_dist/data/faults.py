@@ -34,8 +34,7 @@ def camera_fault(world_to_camera: NDArray[np.float64], focal_length: NDArray[np.
             return f"the focal length of view {view:02d} is {focal:g}; it must be positive (frame widths)"
         if not np.allclose(matrix[3], (0, 0, 0, 1), atol=1e-8):
             return f"the last row of the camera of view {view:02d} is {matrix[3].tolist()}, not [0, 0, 0, 1]"
-        rotation = matrix[:3, :3]
-        if not np.allclose(rotation @ rotation.T, np.eye(3), atol=1e-4) or np.linalg.det(rotation) < 0:
+        if not _is_rotation(matrix[:3, :3]):
             return f"the camera of view {view:02d} is not rigid: its rotation is not orthonormal and right-handed"
     return None
 
@@ -46,8 +45,18 @@ def _plainly_sound(world_to_camera: NDArray[np.float64], focal_length: NDArray[n
     if not (finite and focal_length.min() > 0 and (world_to_camera[:, 3] == _LAST_ROW).all()):
         return False
     rotation = world_to_camera[:, :3, :3]
-    rigid = np.abs(rotation @ rotation.mT - _IDENTITY).max() <= 1e-4
+    rigid = _bounded(rotation) and np.abs(rotation @ rotation.mT - _IDENTITY).max() <= 1e-4
     return bool(rigid and np.linalg.det(rotation).min() > 0)
+
+
+def _is_rotation(matrix: NDArray[np.float64]) -> bool:
+    orthonormal = _bounded(matrix) and np.allclose(matrix @ matrix.T, _IDENTITY, atol=1e-4)
+    return bool(orthonormal and np.linalg.det(matrix) > 0)
+
+
+def _bounded(rotation: NDArray[np.float64]) -> bool:
+    """Say whether no entry is far above 1, whose product with itself might be too large for a number."""
+    return bool(np.abs(rotation).max() < 2)
 
 
 def points_fault(points: NDArray[Any]) -> str | None:
