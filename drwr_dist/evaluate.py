@@ -54,7 +54,7 @@ class EvaluateOptions:
     output: str | None = None  # folder for what is written; none: the run's own, of runs=… comparison/
     data: str | None = None  # folder or URL of the dataset; none: the one the run was trained on
     split: str | None = None  # train | val | test; none: test, or with shards=… those that the shards belong to
-    checkpoint: str = "last"  # last | best | STEP: which of the run's weights; best by the validation metric
+    checkpoint: str = "auto"  # auto | last | best | STEP: which weights; auto: those of the run's evaluation.checkpoint
     categories: list[str] = field(default_factory=list)  # only these; empty: all
     shards: str | None = None  # only samples of these shards: names or glob patterns, separated by commas
     predictions: bool = True  # write a PLY per object and input view

@@ -32,7 +32,7 @@ class ExportOptions:
     """Write a trained network as one file: images float32 [B, 3, H, W] in [0, 1] to points [B, N, 3], any B."""
 
     run: str = "???"  # folder of the run: <storage>/<name>; pretrained: the network that comes with the package
-    checkpoint: str = "last"  # last | best | STEP: which of the run's weights; best by the validation metric
+    checkpoint: str = "auto"  # auto | last | best | STEP: which weights; auto: those of the run's evaluation.checkpoint
     format: str = "onnx"  # onnx | torch | run: ONNX, a torch.export archive (.pt2), or a small run's folder, to hand on
     output: str | None = None  # file; none: <run's name>.onnx or .pt2, here. Of format=run: the folder, which is needed
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from drwr_dist.errors import DataError
 
@@ -36,6 +36,18 @@ def read_image(path: Path, upright: bool = False) -> Image.Image:
         raise
     except Exception as error:  # a damaged file makes Pillow's readers raise nearly anything
         raise DataError(f"{path}: not an image that can be read ({error or type(error).__name__})") from error
+
+
+def is_turned(path: Path) -> bool:
+    """Say whether an image file has an orientation tag by which its pixels must be turned or mirrored to be upright.
+
+    One that can't be read has none: whoever reads the image tells what is wrong with it.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
+    except Exception:  # as in read_image
+        return False
 
 
 def colours_and_alpha(image: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from drwr_dist.data.faults import FOREGROUND, mask_fault
 from drwr_dist.data.sample import composite
 from drwr_dist.errors import DataError
-from drwr_dist.image_files import colours_and_alpha, mask_levels, read_image
+from drwr_dist.image_files import colours_and_alpha, is_turned, mask_levels, read_image
 
 # How the training images are framed: the unit cube's object, seen from distance 2 with focal length 1.875. The
 # longer side of its silhouette's box is this fraction of the frame, typically.
@@ -61,7 +61,14 @@ def prepare(
         alpha = load_mask(mask)
         if alpha.shape != image.shape[:2]:
             sizes = [f"{width} × {height}" for height, width in (alpha.shape, image.shape[:2])]
-            raise DataError(f"{mask}: {sizes[0]} pixels, but {path} has {sizes[1]}")
+            tag = ", turned as its orientation tag says" if is_turned(path) else ""
+            raise DataError(f"{mask}: {sizes[0]} pixels, but {path} has {sizes[1]}{tag}")
+        if is_turned(path) and not is_turned(mask):
+            warnings.warn(
+                f"{path}: turned as its orientation tag says; {mask} has no such tag, and must be the mask of the "
+                "upright picture",
+                stacklevel=2,
+            )
     return frame(image, alpha, size, background, crop, str(mask or path))
 
 
@@ -89,7 +96,8 @@ def frame(
         DataError: an alpha channel that is empty, or a mask that is full.
 
     Warns:
-        UserWarning: there is no alpha, and the picture's border is not of the background's colour.
+        UserWarning: there is no alpha, and the picture's border is not of the background's colour; or the alpha
+            holds most of the border, as one that is inverted does.
     """
     if alpha is None:
         if not _lies_on(image, background):
@@ -102,15 +110,29 @@ def frame(
         box = _padded(alpha)
     else:
         if reason := mask_fault(alpha):
-            raise DataError(f"{name}: {reason}")
+            raise DataError(f"{name}: {reason.split(';')[0]}")  # the rest is how views of a dataset are mended
+        if _holds_border(alpha):
+            warnings.warn(
+                f"{name}: most of the picture's border belongs to the object by this mask: it must be white on the "
+                "object, black elsewhere",
+                stacklevel=2,
+            )
         box = _framing_box(alpha, crop)
     return composite(*_cut(image, alpha, box, size), background)
 
 
 def _lies_on(image: NDArray[np.uint8], background: float) -> bool:
     """Say whether most of the picture's border is of the background's colour."""
-    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]]).astype(np.float32) / 255
+    border = _border(image).astype(np.float32) / 255
     return bool((np.abs(border - background).max(axis=-1) <= BORDER_TOLERANCE).mean() >= 0.5)
+
+
+def _holds_border(alpha: NDArray[np.uint8]) -> bool:
+    return bool((_border(alpha) >= FOREGROUND).mean() > 0.5)
+
+
+def _border(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
 
 
 def _padded(alpha: NDArray[np.uint8]) -> tuple[float, float, float]:

@@ -75,12 +75,12 @@ class ImageToPoints:
         return np.asarray(points.float().cpu().numpy(), dtype=np.float32)
 
 
-def load(run: str | os.PathLike[str], checkpoint: str = "last", device: str = "auto") -> ImageToPoints:
+def load(run: str | os.PathLike[str], checkpoint: str = "auto", device: str = "auto") -> ImageToPoints:
     """Load a trained run as a function from images to points.
 
     Args:
         run: folder or URL of the run: <storage>/<name>; `pretrained`: the network that comes with the package.
-        checkpoint: last | best | a number of steps.
+        checkpoint: auto (what the run's evaluation.checkpoint says) | last | best | a number of steps.
         device: auto (a GPU where there is one), or a name that PyTorch knows.
 
     Raises:

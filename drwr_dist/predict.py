@@ -30,7 +30,7 @@ class PredictOptions:
     """Turn images into point clouds; writes <output>/<image stem>.ply."""
 
     run: str = "pretrained"  # folder of the run: <storage>/<name>; pretrained: the network that comes with the package
-    checkpoint: str = "last"  # last | best | STEP: which of the run's weights; best by the validation metric
+    checkpoint: str = "auto"  # auto | last | best | STEP: which weights; auto: those of the run's evaluation.checkpoint
     images: str = "???"  # an image file, a folder of images, or a glob pattern
     masks: str | None = None  # a mask file, folder or glob; of a.jpg: a.png, a.mask.png or a_mask.png; none: alpha
     output: str = "predictions"  # folder for the point clouds

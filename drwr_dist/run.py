@@ -73,7 +73,8 @@ def load_run(run: str | os.PathLike[str], which: str = "last") -> TrainedRun:
 
     Args:
         run: folder or URL.
-        which: last: the newest sound one; best: by the validation metric; or a number of steps.
+        which: last: the newest sound one; best: by the validation metric; or a number of steps. auto: the one by
+            which the run itself is judged (`evaluation.checkpoint`), the last where none has a score yet.
 
     Raises:
         UsageError: there is no run, it has no checkpoint yet, or not this one.
@@ -83,6 +84,10 @@ def load_run(run: str | os.PathLike[str], which: str = "last") -> TrainedRun:
     storage = Storage.at(run)
     storage.fetch(CONFIG, RESULT)
     config, image_size = load_config(storage.folder)
+    if which == "auto":
+        which = config.evaluation.checkpoint
+        if which == "best" and checkpoint.best_of(storage.address, config.validation.metric) is None:
+            which = "last"
     name = checkpoint.choose(storage.address, which, config.validation.metric)
     if name is None:
         first = min(config.checkpoint.every, config.steps)

@@ -279,6 +279,21 @@ def test_evaluate_refuses_mistakes(arguments: list[str], names: list[str]):
         assert name in done.stderr
 
 
+def test_weights_are_those_that_the_run_is_judged_by(toy_dataset: Path, tmp_path: Path):
+    """By evaluation.checkpoint, unless another one is asked for; the last where none has been validated yet."""
+    run = make_run(tmp_path / "run", toy_dataset, 0)
+    config, side = load_config(run)
+    config.evaluation.checkpoint, config.validation.every = "best", 1
+    save_config(run, config, side)
+    assert load_run(run, "auto").step == 1
+    weights = {"model": untrained_model(config, 64).state_dict()}
+    for step, score in ((2, 5.0), (3, 6.0)):
+        checkpoint.write(run, step, weights, {"validation": {config.validation.metric: score}})
+    assert [load_run(run, which).step for which in ("auto", "best", "last", "3")] == [2, 2, 3, 3]
+    done = call("evaluate", f"run={run}", "predictions=false", "report=false", "references=false")
+    assert "weights of step 2 of" in done.stdout and load_result(run)["step"] == 2
+
+
 def test_results_of_another_dataset_say_so_and_can_go_elsewhere(runs: list[Path], toy_dataset: Path, tmp_path: Path):
     """The run's own results stay as they are under output=…; without it the title and the file name the data."""
     shutil.copytree(toy_dataset, tmp_path / "moved")

@@ -134,6 +134,29 @@ def test_nothing_is_written_over_an_image_that_is_read(run: Path, tmp_path: Path
     assert (tmp_path / "a.gif").read_bytes() == before
 
 
+def test_a_mask_for_the_pixels_as_they_lie_is_warned_of(tmp_path: Path):
+    """By its size where the picture is not square; where it is, nothing but the missing tag tells."""
+    for name, side in (("square", 64), ("long", 48)):
+        picture = disc(64, (32, 32), 20)[:side]
+        Image.fromarray(picture[..., :3]).save(tmp_path / f"{name}.png", exif=turned())
+        Image.fromarray(picture[..., 3]).save(tmp_path / f"{name}.mask.png")
+    with pytest.warns(UserWarning, match=r"square\.png: turned as its orientation tag says; .* has no such tag"):
+        prepare(tmp_path / "square.png", 64, 1.0, mask=tmp_path / "square.mask.png")
+    with pytest.raises(DataError, match=r"long\.png has 48 × 64, turned as its orientation tag says"):
+        prepare(tmp_path / "long.png", 64, 1.0, mask=tmp_path / "long.mask.png")
+
+
+def test_an_inverted_mask_is_warned_of(tmp_path: Path):
+    picture = disc(64, (32, 32), 20)
+    Image.fromarray(picture[..., :3]).save(tmp_path / "a.png")
+    Image.fromarray(255 - picture[..., 3]).save(tmp_path / "mask.png")
+    with pytest.warns(UserWarning, match=r"mask\.png: most of the picture's border belongs to the object"):
+        prepare(tmp_path / "a.png", 64, 1.0, mask=tmp_path / "mask.png")
+    Image.new("L", (64, 64)).save(tmp_path / "empty.png")
+    with pytest.raises(DataError, match=r"empty\.png: the mask is empty: no pixel belongs to the object$"):
+        prepare(tmp_path / "a.png", 64, 1.0, mask=tmp_path / "empty.png")
+
+
 def test_an_odd_orientation_tag_is_named(tmp_path: Path):
     Image.fromarray(disc(64, (32, 32), 30)).save(tmp_path / "odd.png", exif=b"II*\0")  # Pillow raises struct.error
     with pytest.raises(DataError, match=r"odd\.png: not an image"):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -143,7 +144,7 @@ class TestIntrinsics:
         [
             (lambda c: c.update(frames=[]), "no list of frames"),
             (lambda c: c["frames"][1].pop("file_path"), "frame 1: no file_path"),
-            (lambda c: c["frames"][1].pop("transform_matrix"), "frame 1: transform_matrix must be"),
+            (lambda c: c["frames"][1].pop("transform_matrix"), "frame 1: no transform_matrix"),
             (lambda c: c["frames"][1].update(transform_matrix=np.eye(3).tolist()), r"\[4, 4\], got \[3, 3\]"),
             (lambda c: c["frames"][1].update(transform_matrix=(2 * np.eye(4)).tolist()), "not rigid"),
             (lambda c: c["frames"][1].update(transform_matrix=np.diag([1, 1, -1, 1]).tolist()), "not rigid"),
@@ -288,6 +289,17 @@ class TestMasks:
         assert f"skipped object/a: {(own / 'images/0003.png').resolve()}: {reason}" in capsys.readouterr().err
         assert len(read_all(tmp_path / "out")["object/a"][1].masks) == 7
 
+    def test_a_view_whose_image_is_missing(self, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+        (own / "images/0003.png").unlink()
+        missing = r"frame 3: .*mug/a: image '\./images/0003' is not there; "
+        with pytest.raises(DataError, match=f"{missing}remove the view, or skip_bad=true"):
+            run_import("posed", own, tmp_path / "out")
+        run_command("posed", own, tmp_path / "out", "skip_bad=true")
+        assert re.search(f"skipped object/a: .*{missing}this view alone is left out", capsys.readouterr().err)
+        _, sample = read_all(tmp_path / "out")["object/a"]
+        assert len(sample.masks) == 7
+        assert "./images/0003" not in sample.meta["source_images"]
+
     def test_inverted_masks_are_found_out(self, own: Path, tmp_path: Path):
         for path in (own / "images").iterdir():
             rgba = np.asarray(Image.open(path)).copy()
@@ -348,6 +360,11 @@ class TestMasks:
         with pytest.raises(DataError, match=r"neither camera_angle_x nor fl_x is given \(is camera_angel_x meant"):
             run_import("posed", own, tmp_path / "out")
 
+    def test_a_misspelt_matrix(self, own: Path, tmp_path: Path):
+        change(own, lambda c: c["frames"][1].update(transfom_matrix=c["frames"][1].pop("transform_matrix")))
+        with pytest.raises(DataError, match=r"frame 1: no transform_matrix \(is transfom_matrix meant"):
+            run_import("posed", own, tmp_path / "out")
+
     def test_photographs_that_were_taken_with_another_axis_up(
         self, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ):
@@ -356,7 +373,20 @@ class TestMasks:
         assert "note:" not in capsys.readouterr().err
         for wrong in ("+y", "-z"):
             run_command("posed", own, tmp_path / "wrong", f"up={wrong}", "overwrite=true")
-            assert f"note: the photographs were taken with +z up, and up={wrong}" in capsys.readouterr().err
+            what = {"+y": "lays the objects on their side", "-z": "turns the objects upside down"}[wrong]
+            assert f"note: the photographs were taken with +z up, and up={wrong} {what}" in capsys.readouterr().err
+
+    def test_orientation_tags_are_remarked_upon(self, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+        """They are ignored; where that makes a mask another size than its image, the error says so."""
+        split_alpha(own, lambda path: path.parent.parent / "masks" / path.name)
+        image, tag = Image.open(own / "images/0002.png"), Image.Exif()
+        tag[0x0112] = 6
+        image.save(own / "images/0002.png", exif=tag)
+        run_command("posed", own, tmp_path / "out")
+        assert "note: 1 images have an orientation tag, which is ignored" in capsys.readouterr().err
+        image.transpose(Image.Transpose.ROTATE_90).save(own / "images/0002.png", exif=tag)
+        with pytest.raises(DataError, match=r"0002\.png: .* pixels, its image has .*; its orientation tag is ignored"):
+            run_import("posed", own, tmp_path / "turned")
 
     def test_image_bombs(self, own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         monkeypatch.setattr("drwr_dist.image_files.MAX_PIXELS", 1000)

@@ -67,10 +67,11 @@ def read_colmap(root: Path, folder: Path, model: Path) -> list[PosedView]:
         if camera not in lenses:
             raise DataError(f"{where}: camera {camera} is not in cameras.txt")
         try:
-            path = find_image(root, images, name)
+            path, fault = find_image(root, images, name)
         except DataError as error:
             raise DataError(f"{where}: {error}") from error
-        views.append(PosedView(name, path, find_mask(root, folder, path), lenses[camera], matrix))
+        fault = f"{where}: {fault}" if fault else ""
+        views.append(PosedView(name, path, find_mask(root, folder, path), lenses[camera], matrix, fault=fault))
     if not views:
         raise DataError(f"{model / 'images.txt'}: no image in it")
     return sorted(views, key=lambda view: view.name)

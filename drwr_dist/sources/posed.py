@@ -20,6 +20,7 @@ from drwr_dist.data.faults import FOREGROUND, mask_fault
 from drwr_dist.data.sample import ObjectSample
 from drwr_dist.data.writer import EncodedSample
 from drwr_dist.errors import DataError, UsageError
+from drwr_dist.image_files import is_turned
 from drwr_dist.pool import run_ordered
 from drwr_dist.sources.colmap import colmap_folder, read_colmap
 from drwr_dist.sources.finishing import (
@@ -71,6 +72,7 @@ class Survey:
     high: tuple[float, ...]
     up: tuple[float, ...]  # mean direction in the source's frame of what is up in the pictures, not of length 1
     skipped: tuple[Skipped, ...] = ()  # views that can't be used
+    turned: int = 0  # images with an orientation tag
 
 
 def import_posed(
@@ -94,6 +96,8 @@ def import_posed(
         yield from found.skipped
         usable[item.key] = replace(item, survey=found)
     if usable and (remark := up_remark([each.survey for each in usable.values() if each.survey], settings.up)):
+        yield remark
+    if remark := tag_remark([each.survey for each in usable.values() if each.survey]):
         yield remark
     splits = choose_splits(list(usable), settings)
     jobs = [replace(usable[key], split=splits[key]) for key in in_order(splits, settings.seed)]
@@ -189,16 +193,17 @@ def _survey(item: PosedObject) -> Survey:
     skipped: list[Skipped] = []
     views = read_views(item)
     for number, view in enumerate(views):
-        alpha = read_alpha(view)
-        if reason := _view_fault(alpha):
+        alpha = None if view.fault else read_alpha(view)
+        if reason := view.fault if alpha is None else _view_fault(view.image, alpha):
             if not item.settings.skip_bad:
-                raise DataError(f"{view.image}: {reason}; remove the view, or skip_bad=true leaves such views out")
-            skipped.append(Skipped(item.key, f"{view.image}: {reason}"))
+                raise DataError(f"{reason}; remove the view, or skip_bad=true leaves such views out")
+            skipped.append(Skipped(item.key, f"{reason}; this view alone is left out"))
+        if alpha is None or reason:
             continue
         try:
             silhouettes.append(silhouette(alpha, view.lens_of(*alpha.shape[::-1]), view.world_to_camera))
         except DataError as error:
-            raise DataError(f"{view.image}: {error}") from error
+            raise DataError(f"{view.image}: {error}{_of_tag(view.image)}") from error
         usable.append(number)
     if not silhouettes:
         raise DataError(f"{item.folder}: no view shows the whole object")
@@ -208,7 +213,12 @@ def _survey(item: PosedObject) -> Survey:
         raise DataError(f"{error}{_other_axes(silhouettes, item.settings.axes)}") from error
     up = np.mean([-view.world_to_camera[1, :3] for view in silhouettes], axis=0)
     return Survey(
-        tuple(usable), tuple(hull.low.tolist()), tuple(hull.high.tolist()), tuple(up.tolist()), tuple(skipped)
+        usable=tuple(usable),
+        low=tuple(hull.low.tolist()),
+        high=tuple(hull.high.tolist()),
+        up=tuple(up.tolist()),
+        skipped=tuple(skipped),
+        turned=sum(is_turned(views[number].image) for number in usable),
     )
 
 
@@ -246,9 +256,27 @@ def up_remark(surveys: Sequence[Survey], up: str) -> Remark | None:
     assumed = float(mean["xyz".index(up[1])]) * (1 if up[0] == "+" else -1)
     if abs(mean[axis]) < UPRIGHT or assumed > UPRIGHT / 2:
         return None
+    what = "turns the objects upside down" if found[1] == up[1] else "lays the objects on their side"
     return Remark(
-        f"the photographs were taken with {found} up, and up={up} lays the objects on their side: add up={found}, "
+        f"the photographs were taken with {found} up, and up={up} {what}: add up={found}, "
         "unless the cameras were held so"
+    )
+
+
+def tag_remark(surveys: Sequence[Survey]) -> Remark | None:
+    """Return a remark where images have an orientation tag, which may or may not be what their cameras go by."""
+    if not (turned := sum(survey.turned for survey in surveys)):
+        return None
+    return Remark(
+        f"{turned} images have an orientation tag, which is ignored: cameras and masks must be of the pixels as they "
+        "lie in the file. Where `shards inspect` shows pictures turned under their silhouettes, turn the files first "
+        "(`mogrify -auto-orient`)"
+    )
+
+
+def _of_tag(image: Path) -> str:
+    return "; its orientation tag is ignored: cameras and masks must be of the pixels as they lie in the file" * (
+        is_turned(image)
     )
 
 
@@ -266,12 +294,12 @@ def read_alpha(view: PosedView) -> NDArray[np.uint8]:
     return alpha
 
 
-def _view_fault(alpha: NDArray[np.uint8]) -> str | None:
+def _view_fault(image: Path, alpha: NDArray[np.uint8]) -> str | None:
     if (alpha < FOREGROUND).all():
-        return "the mask is empty: the object is not in the picture"
+        return f"{image}: the mask is empty: the object is not in the picture"
     edge = np.concatenate([alpha[0], alpha[-1], alpha[:, 0], alpha[:, -1]])
     if (edge >= FOREGROUND).any():
-        return "the mask reaches the edge of the picture: the object is cut off, or the mask is inverted"
+        return f"{image}: the mask reaches the edge of the picture: the object is cut off, or the mask is inverted"
     return None
 
 
@@ -321,7 +349,9 @@ def _reframe(
     if alpha is None:
         raise DataError(f"{view.image}: {_NO_MASK}")
     if alpha.shape != image.shape[:2]:
-        raise DataError(f"{view.mask}: {alpha.shape[::-1]} pixels, its image has {image.shape[1::-1]}")
+        raise DataError(
+            f"{view.mask}: {alpha.shape[::-1]} pixels, its image has {image.shape[1::-1]}{_of_tag(view.image)}"
+        )
     try:
         lens = view.lens_of(*alpha.shape[::-1])
         matrix, focal, new_to_old = turn_to_centre(view.world_to_camera, similarity, settings.focal_length)

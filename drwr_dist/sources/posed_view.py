@@ -22,11 +22,12 @@ class PosedView:
     """One view of an object."""
 
     name: str  # as the source calls it
-    image: Path
+    image: Path  # there is no such file where `fault` says so
     mask: Path | None  # None: the image's alpha, if it has one
     lens: Lens | None  # None: at the image's own size, of the horizontal field of view below
     world_to_camera: NDArray[np.float64]  # [4, 4], source frame to OpenCV camera
     field_of_view: float = 0.0  # radians, where the lens is None
+    fault: str = ""  # why the view can't be used, before anything of it is read
 
     def lens_of(self, width: int, height: int) -> Lens:
         """Return the lens for the image's real size in pixels.
@@ -56,18 +57,21 @@ def inside(root: Path, folder: Path, name: str) -> Path:
     return path
 
 
-def find_image(root: Path, folder: Path, name: str) -> Path:
+def find_image(root: Path, folder: Path, name: str) -> tuple[Path, str]:
     """Find an image that a description names, with or without its suffix.
 
+    Returns:
+        Its path, and what is wrong where it isn't there.
+
     Raises:
-        DataError: it isn't there, or lies outside of the input folder.
+        DataError: it lies outside of the input folder.
     """
     for suffix in ("", *IMAGE_SUFFIXES):
         path = inside(root, folder, name + suffix)
         with contextlib.suppress(OSError):  # a name that is too long for a file is none
             if path.is_file():
-                return path
-    raise DataError(f"{folder}: image {name[:200]!r} is not there")
+                return path, ""
+    return folder / name, f"{folder}: image {name[:200]!r} is not there"
 
 
 def find_mask(root: Path, folder: Path, image: Path) -> Path | None:
@@ -124,8 +128,10 @@ def rigid(matrix: NDArray[np.float64], where: str) -> NDArray[np.float64]:
     Raises:
         DataError: it is not a rigid motion to a thousandth.
     """
-    if matrix.shape not in ((4, 4), (3, 4)) or not np.isfinite(matrix).all():
-        raise DataError(f"{where}: the camera must be a finite matrix [4, 4], got {list(matrix.shape)}")
+    if matrix.shape not in ((4, 4), (3, 4)):
+        raise DataError(f"{where}: the camera must be a matrix [4, 4], got {list(matrix.shape)}")
+    if not np.isfinite(matrix).all():
+        raise DataError(f"{where}: the camera has values that are not finite")
     rotation = matrix[:3, :3]
     if not np.allclose(rotation @ rotation.T, np.eye(3), atol=2e-3) or np.linalg.det(rotation) < 0:
         raise DataError(f"{where}: the camera is not rigid: its rotation is not orthonormal and right-handed")

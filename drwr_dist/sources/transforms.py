@@ -11,6 +11,7 @@ import difflib
 import json
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +65,15 @@ def _read_file(root: Path, path: Path, axes: str) -> list[PosedView]:
         if not isinstance(frame, dict) or not isinstance(frame.get("file_path"), str):
             raise DataError(f"{where}: no file_path")
         try:
-            views.append(_view(root, path.parent, {**content, **frame}, axes))
+            view = _view(root, path.parent, {**content, **frame}, axes)
         except DataError as error:
             raise DataError(f"{where}: {error}") from error
+        views.append(replace(view, fault=f"{where}: {view.fault}") if view.fault else view)
     return views
 
 
 def _view(root: Path, folder: Path, frame: Mapping[str, Any], axes: str) -> PosedView:
-    image = find_image(root, folder, frame["file_path"])
+    image, fault = find_image(root, folder, frame["file_path"])
     mask = frame.get("mask_path")
     if mask is not None and not isinstance(mask, str):
         raise DataError("mask_path is not a path")
@@ -83,13 +85,16 @@ def _view(root: Path, folder: Path, frame: Mapping[str, Any], axes: str) -> Pose
         lens=lens,
         world_to_camera=_camera(frame, axes),
         field_of_view=angle,
+        fault=fault,
     )
 
 
 def _camera(frame: Mapping[str, Any], axes: str) -> NDArray[np.float64]:
+    if "transform_matrix" not in frame:
+        raise DataError(f"no transform_matrix{_meant('transform_matrix', frame)}")
     try:
         matrix = np.array(frame["transform_matrix"], dtype=np.float64)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError("transform_matrix must be [4, 4] numbers") from error
     camera_to_world = rigid(matrix, "transform_matrix")
     if axes == "opengl":
@@ -109,8 +114,7 @@ def _lens(frame: Mapping[str, Any]) -> tuple[Lens | None, float]:
     if not (0 <= angle_x < math.pi and 0 <= angle_y < math.pi):
         raise DataError("camera_angle_x and camera_angle_y are radians between 0 and π")
     if "fl_x" not in frame and not angle_x:
-        near = difflib.get_close_matches("camera_angle_x", [name for name in frame if name != "camera_angle_y"], 1)
-        hint = f" (is {near[0]} meant to be it?)" if near else ""
+        hint = _meant("camera_angle_x", frame)
         raise DataError(f"no focal length: neither camera_angle_x nor fl_x is given{hint}")
     if "w" not in frame or "h" not in frame:
         if "fl_x" in frame or angle_y:
@@ -127,6 +131,12 @@ def _lens(frame: Mapping[str, Any]) -> tuple[Lens | None, float]:
     if reason := lens.fault():
         raise DataError(reason)
     return lens, 0.0
+
+
+def _meant(key: str, frame: Mapping[str, Any]) -> str:
+    """Return a hint where a key that no file of this kind has looks like one that is missing."""
+    near = difflib.get_close_matches(key, [name for name in frame if name != "camera_angle_y"], 1)
+    return f" (is {near[0]} meant to be it?)" if near else ""
 
 
 def _number(frame: Mapping[str, Any], name: str, default: float | None = None) -> float:
