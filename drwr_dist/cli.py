@@ -81,7 +81,12 @@ def _split_argument(argument: str, verb: str) -> tuple[str, str]:
     key, equals, value = argument.partition("=")
     if not equals or not key:
         raise UsageError(f"{verb}: {argument!r} is not key=value (--help lists every key)")
-    return key, value
+    return key, _at_home(value)
+
+
+def _at_home(value: str) -> str:
+    """Expand ~/ at the start of each path of a value: not every shell does so after a `=`, and none in quotes."""
+    return ",".join(os.path.expanduser(part) if part.startswith("~/") else part for part in value.split(","))
 
 
 def preset_names() -> list[str]:

@@ -106,6 +106,9 @@ def print_comparison(console: Console, split: str, table: dict[str, Any]) -> Non
             shown.add_row(*head, run, *cells)
     console.print(shown)
     console.print(f"* differs from {table['runs'][0]}: the interval of the difference leaves out 0", highlight=False)
+    if weights := table.get("weights"):
+        trained = ", ".join(f"{run}: step {of['step']} of {of['steps']}" for run, of in weights.items())
+        console.print(f"weights of {trained}", highlight=False, soft_wrap=True)
 
 
 def _cell(found: Mapping[str, Any] | None) -> str:

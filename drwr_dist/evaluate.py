@@ -279,6 +279,9 @@ def compare_runs(options: EvaluateOptions, console: Console) -> int:
         for label, run, block in zip(labels, runs, known, strict=True)
     }
     table = compare(blocks)
+    table["weights"] = {
+        label: {"step": run.step, "steps": run.config.steps} for label, run in zip(labels, runs, strict=True)
+    }
     print_comparison(console, split, table)
     for path in write_comparison(folder, split, table):
         console.print(f"written: {path}", soft_wrap=True, highlight=False)

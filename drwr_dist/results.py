@@ -99,6 +99,12 @@ def print_table(console: Console, split: str, block: dict[str, Any]) -> None:
     """Print one split's table: per category, Chamfer × 100 of the references and the trained network, and more."""
     table = _table_of_chamfer(split, block) if "chamfer" in block["overall"] else _table_of_silhouettes(split, block)
     console.print(table)
+    if is_worse_than_untrained(block):
+        console.print(
+            "note: trained is worse than untrained: the training diverged, or was far too short; look at the loss",
+            highlight=False,
+            soft_wrap=True,
+        )
     if "poses" in block:
         poses = block["poses"]
         console.print(
@@ -107,6 +113,12 @@ def print_table(console: Console, split: str, block: dict[str, Any]) -> None:
             highlight=False,
             soft_wrap=True,
         )
+
+
+def is_worse_than_untrained(block: dict[str, Any]) -> bool:
+    """Say whether the Chamfer distance is plainly above that of the network before the first step."""
+    before = block.get("references", {}).get("untrained", {}).get("overall", {}).get("chamfer")
+    return bool(before is not None and block["overall"].get("chamfer", 0.0) > 1.05 * before)
 
 
 def _table_of_chamfer(split: str, block: dict[str, Any]) -> Table:

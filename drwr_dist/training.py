@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from drwr_dist import checkpoint, terminal
-from drwr_dist.config import TrainConfig, flat_keys, is_learnt, to_plain
+from drwr_dist.config import LOSS_TERMS, TrainConfig, flat_keys, is_learnt, to_plain
 from drwr_dist.data.index import DatasetIndex, load_index
 from drwr_dist.data.remote import absolute, is_remote, join
 from drwr_dist.data.stream import SampleTable, check_views
@@ -149,8 +149,11 @@ def check_against_data(config: TrainConfig, index: DatasetIndex) -> SampleTable:
         )
     if config.validation.every and config.validation.metric != WITHOUT_3D:
         require_ground_truth(SampleTable.select(index, SPLIT, config.data.categories), config.validation.metric)
-    if config.evaluation.split:
-        SampleTable.select(index, config.evaluation.split, config.data.categories)
+    if config.evaluation.split and not index.select(config.evaluation.split, config.data.categories):
+        raise UsageError(
+            f"evaluation.split={config.evaluation.split}: {index.root} has no samples in this split; set "
+            "evaluation.split= for no evaluation or give another one, or import more objects"
+        )
     return table
 
 
@@ -215,12 +218,14 @@ def describe(config: TrainConfig, table: SampleTable, console: Console) -> None:
     """Print the derived numbers with their arithmetic."""
     plan = table.plan(config.seed, config.global_batch)
     views = config.data.supervision_views
+    weights = {name: float(getattr(config.loss, f"{name}_weight")) for name in LOSS_TERMS}
+    terms = " + ".join(f"{weight:g} × {name}" for name, weight in weights.items() if weight)
     console.print(
         f"run {config.name}: {plan.samples} training objects of {table.index.root}\n"
         f"global batch {config.global_batch} objects × {views} silhouettes = {config.global_batch * views}, "
         f"over {config.workers} worker(s); {plan.steps_per_epoch} steps an epoch, "
         f"{config.steps} steps = {config.steps / plan.steps_per_epoch:.1f} epochs\n"
-        f"{config.model.points} points, loss {config.loss.semantics} on a grid of {config.loss.grid}",
+        f"{config.model.points} points, loss {config.loss.semantics} on a grid of {config.loss.grid}: {terms}",
         highlight=False,
         soft_wrap=True,
     )

@@ -14,6 +14,7 @@ import drwr_dist
 from drwr_dist.cli import help_text, load_options, run_verb
 from drwr_dist.config import TrainConfig, from_plain, to_plain
 from drwr_dist.errors import UsageError
+from drwr_dist.evaluate import EvaluateOptions
 from drwr_dist.validation import validate
 
 
@@ -29,6 +30,20 @@ def test_file_then_command_line(tmp_path: Path):
     config = load("loss.grid=16", f"config={file}")
     assert (config.steps, config.loss.grid, config.data.path) == (7, 16, "elsewhere")
     assert config.optimizer.learning_rate == 1e-3
+
+
+def test_paths_below_home(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/home/ann")
+    config = load("data=~/shapes", "init=~/runs/a", "storage=s3://bucket/~/runs", "data.categories=[a~/b]")
+    assert (config.data.path, config.init, config.storage) == (
+        "/home/ann/shapes",
+        "/home/ann/runs/a",
+        "s3://bucket/~/runs",
+    )
+    assert config.data.categories == ["a~/b"]
+    assert load_options(EvaluateOptions, ["runs=~/a,~/b,pretrained"], verb="evaluate").runs == (
+        "/home/ann/a,/home/ann/b,pretrained"
+    )
 
 
 def test_values_keep_their_types():

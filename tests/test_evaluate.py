@@ -26,6 +26,7 @@ from drwr_dist.errors import UsageError
 from drwr_dist.evaluate import EvaluateOptions, evaluate_run, measure_run
 from drwr_dist.metrics import PointIndex, earth_mover_distance, nearest_distances
 from drwr_dist.point_cloud import read_ply
+from drwr_dist.results import is_worse_than_untrained
 from drwr_dist.run import load_config, load_result, load_run, save_config, untrained_model
 from drwr_dist.scores import held_out_iou, mean_row, object_metrics
 from drwr_dist.voxels import filled_voxels
@@ -292,6 +293,21 @@ def test_weights_are_those_that_the_run_is_judged_by(toy_dataset: Path, tmp_path
     assert [load_run(run, which).step for which in ("auto", "best", "last", "3")] == [2, 2, 3, 3]
     done = call("evaluate", f"run={run}", "predictions=false", "report=false", "references=false")
     assert "weights of step 2 of" in done.stdout and load_result(run)["step"] == 2
+    other, output = make_run(tmp_path / "other", toy_dataset, 1), tmp_path / "both"
+    done = call("evaluate", f"runs={run},{other}", f"output={output}")
+    trained = {"run": {"step": 2, "steps": config.steps}, "other": {"step": 1, "steps": config.steps}}
+    assert json.loads((output / "comparison.json").read_text())["weights"] == trained
+    assert f"weights of run: step 2 of {config.steps}, other: step 1 of {config.steps}" in done.stdout
+
+
+def test_a_network_that_is_worse_than_at_its_start_is_told():
+    def told(trained: float, **references: object) -> bool:
+        return is_worse_than_untrained({"overall": {"chamfer": trained}, "references": references})
+
+    untrained = {"overall": {"chamfer": 10.0}}
+    assert told(123.1, untrained=untrained)
+    assert not told(7.0, untrained=untrained) and not told(10.01, untrained=untrained) and not told(123.1)
+    assert not is_worse_than_untrained({"overall": {"silhouette_iou": 0.1}, "references": {"untrained": untrained}})
 
 
 def test_results_of_another_dataset_say_so_and_can_go_elsewhere(runs: list[Path], toy_dataset: Path, tmp_path: Path):

@@ -214,6 +214,8 @@ class TestNames:
         urls = [str(tmp_path / "out" / shard.url) for shard in index.shards]
         keys = sorted(sample["__key__"] for sample in webdataset.WebDataset(urls, shardshuffle=False))
         assert keys == ["my_chairs/Stuhl_Nr_5_gr_er", "my_chairs/a_b_c", "my_chairs/x"]
+        places = {sample.meta["source_path"] for _, sample in read_all(tmp_path / "out").values()}
+        assert places == {f"my chairs/{name}.ply" for name in names}
 
     def test_names_that_become_the_same_are_refused(self, tmp_path: Path):
         (tmp_path / "a").mkdir()
@@ -227,6 +229,14 @@ class TestNames:
 
 
 class TestFolders:
+    def test_archives_are_named(self, tmp_path: Path):
+        (tmp_path / "cars").mkdir()
+        trimesh.creation.box().export(tmp_path / "cars/a.ply")
+        (tmp_path / "cars/b.zip").write_bytes(b"PK")
+        found, unused = list_meshes(str(tmp_path))
+        assert list(found) == ["cars/a"]
+        assert unused == [("cars/b", f"{tmp_path / 'cars/b.zip'}: an archive is not looked into; unpack it")]
+
     def test_none(self, tmp_path: Path):
         with pytest.raises(UsageError, match="no such folder"):
             list_meshes(str(tmp_path / "nowhere"))

@@ -283,6 +283,13 @@ def test_validation_without_a_val_split_is_refused(tmp_path: Path):
     assert done.returncode == 2 and "validation.every=2" in done.stderr and "val split" in done.stderr
 
 
+def test_an_evaluation_of_a_split_without_objects_is_refused(tmp_path: Path):
+    index = write_samples(tmp_path / "data", [encoded(make_sample(f"ball/{i}")) for i in range(4)])
+    done = refuse(Path(index.root), tmp_path, "steps=2", "data.supervision_views=3")
+    assert done.returncode == 2 and "evaluation.split=test: " in done.stderr
+    assert "set evaluation.split= for no evaluation" in done.stderr
+
+
 def test_two_drivers_of_one_run_are_refused(toy_dataset: Path, tmp_path: Path):
     with run_lock(tmp_path / "busy"):
         done = refuse(toy_dataset, tmp_path, "name=busy", "steps=2")

@@ -21,6 +21,9 @@ from drwr_dist.sources.shapenet import LICENCE, SYNSETS, is_synset_folder, model
 Unused = tuple[str, str]  # the key that an object would have, and why it has none
 
 
+ARCHIVES = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+
+
 @dataclass(frozen=True)
 class MeshFile:
     """One object's mesh."""
@@ -53,7 +56,7 @@ def list_meshes(folder: str, categories: Sequence[str] = ()) -> tuple[dict[str, 
         categories: only these, by category or by the folder's name; none: all.
 
     Returns:
-        Key → file, and the folders of objects that can't be used: ShapeNet models without a mesh, several meshes.
+        Key → file, and what can't be used: ShapeNet models without a mesh, folders of several meshes, archives.
 
     Raises:
         UsageError: no such folder, a category that isn't there, or no mesh at all.
@@ -108,6 +111,8 @@ def _meshes_of(place: Path, name: str) -> tuple[list[MeshFile], list[Unused]]:
     for path in _visible(place):
         if _is_mesh(path):
             meshes.append(MeshFile(path, name, path.stem))
+        elif path.suffix.lower() in ARCHIVES and path.is_file():
+            unused.append((MeshFile(path, name, path.stem).key, f"{path}: an archive is not looked into; unpack it"))
         elif path.is_dir():
             own = MeshFile(path, name, path.name)
             inner = [file for file in _visible(path) if _is_mesh(file)]

@@ -126,6 +126,12 @@ def fingerprint(job: MeshJob) -> str | Skipped:
         return Skipped(job.key, str(error))
 
 
+def _place(job: MeshJob) -> str:
+    """Return where the file lies in the input folder: keys have no spaces and no letters but ASCII's."""
+    name = "" if job.root is None else job.path.relative_to(job.root).as_posix()
+    return name.encode("utf-8", "backslashreplace").decode()  # names of files need not be text
+
+
 def _load(job: MeshJob) -> tuple[Mesh, Similarity]:
     if job.root is not None and not job.path.resolve().is_relative_to(job.root.resolve()):
         raise DataError(f"{job.path}: a link that leads out of {job.root}; copy the file there")
@@ -186,7 +192,7 @@ def make_sample(job: MeshJob, mesh: Mesh, similarity: Similarity) -> ObjectSampl
             "category": category,
             "object_id": name,
             "source": job.row.source,
-            "source_path": job.row.path,
+            "source_path": job.row.path or _place(job),
             "licence": job.row.licence,
             "author": job.row.author,
             "near_duplicate_group": job.group,
