@@ -54,6 +54,10 @@ class LossConfig:
         """Return the weights and constants of the released configuration."""
         return cls(semantics="released", unary_weight=1.0, repulsion_weight=3.0, repulsion_weight_end=None)
 
+    def terms(self) -> list[str]:
+        """Return the terms that its semantics have, whatever their weights."""
+        return [name for name in LOSS_TERMS if self.semantics == "default" or name not in TERMS_OF_DEFAULT]
+
 
 LOSS_TERMS = tuple(entry.name.removesuffix("_weight") for entry in fields(LossConfig) if entry.name.endswith("_weight"))
 TERMS_OF_DEFAULT = {"coverage", "crowding"}  # which loss.semantics=released does not know

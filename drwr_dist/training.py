@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from drwr_dist import checkpoint, terminal
-from drwr_dist.config import LOSS_TERMS, TrainConfig, flat_keys, is_learnt, to_plain
+from drwr_dist.config import TrainConfig, flat_keys, is_learnt, to_plain
 from drwr_dist.data.index import DatasetIndex, load_index
 from drwr_dist.data.remote import absolute, is_remote, join
 from drwr_dist.data.stream import SampleTable, check_views
@@ -218,7 +218,7 @@ def describe(config: TrainConfig, table: SampleTable, console: Console) -> None:
     """Print the derived numbers with their arithmetic."""
     plan = table.plan(config.seed, config.global_batch)
     views = config.data.supervision_views
-    weights = {name: float(getattr(config.loss, f"{name}_weight")) for name in LOSS_TERMS}
+    weights = {name: float(getattr(config.loss, f"{name}_weight")) for name in config.loss.terms()}
     terms = " + ".join(f"{weight:g} × {name}" for name, weight in weights.items() if weight)
     console.print(
         f"run {config.name}: {plan.samples} training objects of {table.index.root}\n"

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Collection
 from typing import Any
 
-from drwr_dist.config import LOSS_TERMS, SPLITS, TERMS_OF_DEFAULT, TrainConfig
+from drwr_dist.config import SPLITS, TrainConfig
 from drwr_dist.errors import UsageError
 
 CHOICES = {
@@ -135,7 +135,7 @@ def check_values(options: Any, groups: Collection[str] | None = None) -> None:
 def validate(config: TrainConfig) -> None:
     """Raise UsageError for the first value or combination in `config` that can't work."""
     check_values(config)
-    known = [name for name in LOSS_TERMS if config.loss.semantics == "default" or name not in TERMS_OF_DEFAULT]
+    known = config.loss.terms()
     if not any(getattr(config.loss, f"{name}_weight") for name in known):
         raise UsageError(
             f"loss.unary_weight={config.loss.unary_weight}: every weight of the loss is 0 under loss.semantics="

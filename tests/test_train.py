@@ -67,6 +67,7 @@ def test_a_run_leaves_what_the_design_promises(finished: tuple[Path, str]):
     for words in ("brick", "slab", "untrained", "mean shape", *names):
         assert words in printed
     assert "samples/s" in printed and "ETA" in printed
+    assert "loss default on a grid of 32: 3 × unary + 0.02 × repulsion + 6 × coverage + 0.05 × crowding" in printed
     kept = sorted(path.name for path in (run / "checkpoints").iterdir())
     assert kept == ["step-00000006", "step-00000008"]
 
