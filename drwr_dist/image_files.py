@@ -41,13 +41,21 @@ def read_image(path: Path, upright: bool = False) -> Image.Image:
 def is_turned(path: Path) -> bool:
     """Say whether an image file has an orientation tag by which its pixels must be turned or mirrored to be upright.
 
-    One that can't be read has none: whoever reads the image tells what is wrong with it.
+    One that can't be read has none: whoever reads the image tells what is wrong with it. A PNG's tag is looked for
+    before its pixels alone: to find one behind them, Pillow would decode them all.
     """
     try:
         with Image.open(path) as image:
+            if image.format == "PNG" and "exif" not in image.info:
+                return False
             return image.getexif().get(ExifTags.Base.Orientation, 1) in range(2, 9)
     except Exception:  # as in read_image
         return False
+
+
+def border(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return the outermost pixels [2 H + 2 W, ...] of an image [H, W, ...], those of the corners twice."""
+    return np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
 
 
 def colours_and_alpha(image: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from drwr_dist.data.faults import FOREGROUND, mask_fault
 from drwr_dist.data.sample import composite
 from drwr_dist.errors import DataError
-from drwr_dist.image_files import colours_and_alpha, is_turned, mask_levels, read_image
+from drwr_dist.image_files import border, colours_and_alpha, is_turned, mask_levels, read_image
 
 # How the training images are framed: the unit cube's object, seen from distance 2 with focal length 1.875. The
 # longer side of its silhouette's box is this fraction of the frame, typically.
@@ -123,16 +123,12 @@ def frame(
 
 def _lies_on(image: NDArray[np.uint8], background: float) -> bool:
     """Say whether most of the picture's border is of the background's colour."""
-    border = _border(image).astype(np.float32) / 255
-    return bool((np.abs(border - background).max(axis=-1) <= BORDER_TOLERANCE).mean() >= 0.5)
+    levels = border(image).astype(np.float32) / 255
+    return bool((np.abs(levels - background).max(axis=-1) <= BORDER_TOLERANCE).mean() >= 0.5)
 
 
 def _holds_border(alpha: NDArray[np.uint8]) -> bool:
-    return bool((_border(alpha) >= FOREGROUND).mean() > 0.5)
-
-
-def _border(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    return np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    return bool((border(alpha) >= FOREGROUND).mean() > 0.5)
 
 
 def _padded(alpha: NDArray[np.uint8]) -> tuple[float, float, float]:

@@ -123,3 +123,12 @@ def in_unit_cube(points: np.ndarray, meta: dict) -> np.ndarray:
 def to_source(points: np.ndarray, meta: dict) -> np.ndarray:
     similarity = meta["similarity"]
     return (points - similarity["translation"]) @ np.array(similarity["rotation"]) / similarity["scale"]
+
+
+def split_alpha(folder: Path, place: Callable[[Path], Path]) -> None:
+    """Turn the images' alpha into mask files of their own."""
+    for path in sorted((folder / "images").iterdir()):
+        rgba = np.asarray(Image.open(path))
+        Image.fromarray(rgba[..., :3]).save(path)
+        place(path).parent.mkdir(exist_ok=True)
+        Image.fromarray(rgba[..., 3]).save(place(path))

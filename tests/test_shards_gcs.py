@@ -20,13 +20,11 @@ from drwr_dist.errors import DataError, UsageError
 
 
 @pytest.fixture
-def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def bucket(own_cache: None, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     with server_program("gcp_storage_emulator", "start", "--host=127.0.0.1", "--port={port}", "--in-memory") as url:
         monkeypatch.setenv("STORAGE_EMULATOR_HOST", url)
         forget_connections()
         monkeypatch.setitem(fsspec.config.conf, "gs", {"token": "anon"})
-        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        monkeypatch.setattr(remote, "RETRY_PAUSES", (0.05, 0.05, 0.05))
         GCSFileSystem().mkdir("bucket")
         yield "gs://bucket"
     forget_connections()

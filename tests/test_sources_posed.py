@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from posed_scenes import STRAIGHT, Scene, change, in_unit_cube, scene, to_source, write_transforms
+from posed_scenes import STRAIGHT, Scene, change, in_unit_cube, scene, split_alpha, to_source, write_transforms
 from view_layouts import contents, read_all, run_command, run_import, share_on_masks
 
 from drwr_dist.data.verify import verify_dataset
@@ -99,6 +99,10 @@ class TestImport:
             run_import("posed", own, tmp_path / "more", views=9)
 
 
+def misspelt(content: dict) -> None:
+    content["frames"][1]["transfom_matrix"] = content["frames"][1].pop("transform_matrix")
+
+
 class TestIntrinsics:
     def share(self, own: Path, tmp_path: Path, found: Scene) -> float:
         run_import("posed", own, tmp_path / "out", overwrite=True)
@@ -160,8 +164,13 @@ class TestIntrinsics:
             (lambda c: c["frames"][1].update(file_path="/etc/passwd"), "leads out of the input folder"),
             (lambda c: c["frames"][1].update(mask_path="/etc/passwd"), "leads out of the input folder"),
             (lambda c: c["frames"][1].update(file_path="a\0b"), "is not a path|is not there"),
+            (misspelt, r"frame 1: no transform_matrix \(is transfom_matrix meant"),
+            (lambda c: c["frames"][1].update(file_path="x" * 5000), "frame 1: .* is not there"),
+            (lambda c: c["frames"][1]["transform_matrix"][0].__setitem__(0, 1e200), "not rigid"),
+            (lambda c: c["frames"][1]["transform_matrix"][0].__setitem__(0, np.nan), "not finite"),
         ],
     )
+    @pytest.mark.filterwarnings("error")
     def test_what_is_wrong_is_named(self, own: Path, tmp_path: Path, edit: Callable, reason: str):
         change(own, edit)
         with pytest.raises(DataError, match=reason) as caught:
@@ -179,15 +188,6 @@ class TestIntrinsics:
             (own / "transforms.json").write_text(text)
             with pytest.raises(DataError, match=r"transforms\.json: "):
                 run_import("posed", own, tmp_path / "out")
-
-
-def split_alpha(folder: Path, place: Callable[[Path], Path]) -> None:
-    """Turn the images' alpha into mask files of their own."""
-    for path in sorted((folder / "images").iterdir()):
-        rgba = np.asarray(Image.open(path))
-        Image.fromarray(rgba[..., :3]).save(path)
-        place(path).parent.mkdir(exist_ok=True)
-        Image.fromarray(rgba[..., 3]).save(place(path))
 
 
 class TestMasks:
@@ -358,11 +358,6 @@ class TestMasks:
 
         change(own, misspell)
         with pytest.raises(DataError, match=r"neither camera_angle_x nor fl_x is given \(is camera_angel_x meant"):
-            run_import("posed", own, tmp_path / "out")
-
-    def test_a_misspelt_matrix(self, own: Path, tmp_path: Path):
-        change(own, lambda c: c["frames"][1].update(transfom_matrix=c["frames"][1].pop("transform_matrix")))
-        with pytest.raises(DataError, match=r"frame 1: no transform_matrix \(is transfom_matrix meant"):
             run_import("posed", own, tmp_path / "out")
 
     def test_photographs_that_were_taken_with_another_axis_up(

@@ -34,7 +34,7 @@ def camera_fault(world_to_camera: NDArray[np.float64], focal_length: NDArray[np.
             return f"the focal length of view {view:02d} is {focal:g}; it must be positive (frame widths)"
         if not np.allclose(matrix[3], (0, 0, 0, 1), atol=1e-8):
             return f"the last row of the camera of view {view:02d} is {matrix[3].tolist()}, not [0, 0, 0, 1]"
-        if not _is_rotation(matrix[:3, :3]):
+        if not is_rotation(matrix[:3, :3]):
             return f"the camera of view {view:02d} is not rigid: its rotation is not orthonormal and right-handed"
     return None
 
@@ -44,19 +44,20 @@ def _plainly_sound(world_to_camera: NDArray[np.float64], focal_length: NDArray[n
     finite = np.isfinite(world_to_camera).all() and np.isfinite(focal_length).all()
     if not (finite and focal_length.min() > 0 and (world_to_camera[:, 3] == _LAST_ROW).all()):
         return False
-    rotation = world_to_camera[:, :3, :3]
-    rigid = _bounded(rotation) and np.abs(rotation @ rotation.mT - _IDENTITY).max() <= 1e-4
-    return bool(rigid and np.linalg.det(rotation).min() > 0)
+    return is_rotation(world_to_camera[:, :3, :3])
 
 
-def _is_rotation(matrix: NDArray[np.float64]) -> bool:
-    orthonormal = _bounded(matrix) and np.allclose(matrix @ matrix.T, _IDENTITY, atol=1e-4)
-    return bool(orthonormal and np.linalg.det(matrix) > 0)
+def is_rotation(matrices: NDArray[np.float64], tolerance: float = 1e-4) -> bool:
+    """Say whether finite matrices [..., 3, 3] are all orthonormal and right-handed.
 
-
-def _bounded(rotation: NDArray[np.float64]) -> bool:
-    """Say whether no entry is far above 1, whose product with itself might be too large for a number."""
-    return bool(np.abs(rotation).max() < 2)
+    Args:
+        matrices: [..., 3, 3].
+        tolerance: by which an entry of a matrix times its transpose may differ from the identity's.
+    """
+    if np.abs(matrices).max() > 2:  # the product of what is far above 1 might be too large for a number
+        return False
+    orthonormal = np.abs(matrices @ matrices.mT - _IDENTITY).max() <= tolerance
+    return bool(orthonormal and np.linalg.det(matrices).min() > 0)
 
 
 def points_fault(points: NDArray[Any]) -> str | None:

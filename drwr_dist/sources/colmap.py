@@ -70,8 +70,9 @@ def read_colmap(root: Path, folder: Path, model: Path) -> list[PosedView]:
             path, fault = find_image(root, images, name)
         except DataError as error:
             raise DataError(f"{where}: {error}") from error
+        mask = None if fault else find_mask(root, folder, path)
         fault = f"{where}: {fault}" if fault else ""
-        views.append(PosedView(name, path, find_mask(root, folder, path), lenses[camera], matrix, fault=fault))
+        views.append(PosedView(name, path, mask, lenses[camera], matrix, fault=fault))
     if not views:
         raise DataError(f"{model / 'images.txt'}: no image in it")
     return sorted(views, key=lambda view: view.name)

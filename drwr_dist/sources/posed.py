@@ -20,7 +20,7 @@ from drwr_dist.data.faults import FOREGROUND, mask_fault
 from drwr_dist.data.sample import ObjectSample
 from drwr_dist.data.writer import EncodedSample
 from drwr_dist.errors import DataError, UsageError
-from drwr_dist.image_files import is_turned
+from drwr_dist.image_files import border, is_turned
 from drwr_dist.pool import run_ordered
 from drwr_dist.sources.colmap import colmap_folder, read_colmap
 from drwr_dist.sources.finishing import (
@@ -275,9 +275,9 @@ def tag_remark(surveys: Sequence[Survey]) -> Remark | None:
 
 
 def _of_tag(image: Path) -> str:
-    return "; its orientation tag is ignored: cameras and masks must be of the pixels as they lie in the file" * (
-        is_turned(image)
-    )
+    if not is_turned(image):
+        return ""
+    return "; its orientation tag is ignored: cameras and masks must be of the pixels as they lie in the file"
 
 
 def read_alpha(view: PosedView) -> NDArray[np.uint8]:
@@ -297,8 +297,7 @@ def read_alpha(view: PosedView) -> NDArray[np.uint8]:
 def _view_fault(image: Path, alpha: NDArray[np.uint8]) -> str | None:
     if (alpha < FOREGROUND).all():
         return f"{image}: the mask is empty: the object is not in the picture"
-    edge = np.concatenate([alpha[0], alpha[-1], alpha[:, 0], alpha[:, -1]])
-    if (edge >= FOREGROUND).any():
+    if (border(alpha) >= FOREGROUND).any():
         return f"{image}: the mask reaches the edge of the picture: the object is cut off, or the mask is inverted"
     return None
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from drwr_dist.data.faults import is_rotation
 from drwr_dist.errors import DataError
 from drwr_dist.sources.lens import Lens
 
@@ -133,7 +134,7 @@ def rigid(matrix: NDArray[np.float64], where: str) -> NDArray[np.float64]:
     if not np.isfinite(matrix).all():
         raise DataError(f"{where}: the camera has values that are not finite")
     rotation = matrix[:3, :3]
-    if not np.allclose(rotation @ rotation.T, np.eye(3), atol=2e-3) or np.linalg.det(rotation) < 0:
+    if not is_rotation(rotation, tolerance=2e-3):
         raise DataError(f"{where}: the camera is not rigid: its rotation is not orthonormal and right-handed")
     left, _, right = np.linalg.svd(rotation)
     result = np.eye(4)

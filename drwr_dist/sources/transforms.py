@@ -77,11 +77,12 @@ def _view(root: Path, folder: Path, frame: Mapping[str, Any], axes: str) -> Pose
     mask = frame.get("mask_path")
     if mask is not None and not isinstance(mask, str):
         raise DataError("mask_path is not a path")
+    own_mask = None if fault else find_mask(root, folder, image)
     lens, angle = _lens(frame)
     return PosedView(
         name=frame["file_path"],
         image=image,
-        mask=find_mask(root, folder, image) if mask is None else inside(root, folder, mask),
+        mask=own_mask if mask is None else inside(root, folder, mask),
         lens=lens,
         world_to_camera=_camera(frame, axes),
         field_of_view=angle,
